@@ -1,0 +1,39 @@
+"""Static facts about a method; documentation, skip decisions and the contract suite are driven by them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class Capability(str, Enum):
+    """What a subject allows. A method's needs are matched against it."""
+
+    GRADIENT = "gradient"  # outputs are differentiable with respect to the (embedded) input
+    FEATURES = "features"  # hidden activations can be read
+    WEIGHTS = "weights"  # parameters can be read and copies of the subject trained
+    GRAPH = "graph"  # a static operator graph is at hand
+    QUERY = "query"  # outputs can be asked for
+    HARD_LABEL = "hard-label"  # outputs are labels only
+    CLEAN = "clean samples"  # the case holds clean samples (offered by the case, not by the subject)
+
+
+@dataclass(frozen=True)
+class Card:
+    """Facts of a published method.
+
+    `misses` is printed beside every NO_EVIDENCE; `quick` are parameter overrides under which the contract
+    suite runs the method in seconds; `fails` maps the name of a contract check that is known to fail to
+    the reason, in prose (a strict expected failure).
+    """
+
+    name: str
+    paper: str
+    url: str
+    modalities: frozenset[str]
+    needs: frozenset[Capability]
+    misses: str
+    summary: str = ""
+    quick: dict[str, Any] = field(default_factory=dict)
+    fails: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,40 @@
+"""What a defender may legitimately see. No field for the truth, anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from laocoon.core.candidate import Candidate
+from laocoon.core.subject import Subject
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Clean samples in canonical form: inputs [n, …], labels [n] (given, or the model's own predictions)."""
+
+    inputs: Tensor
+    labels: Tensor
+    labelled: bool = True  # False: `labels` are the model's predictions
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def to(self, device: object) -> Samples:
+        return Samples(self.inputs.to(device), self.labels.to(device), self.labelled)  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True, eq=False)
+class ModelCase:
+    """A model under examination. `fit` is what triggers are fitted on, `held` what they are judged on."""
+
+    subject: Subject
+    fit: Samples | None = None
+    held: Samples | None = None
+    candidates: tuple[Candidate, ...] = field(default=())
+    graph: object | None = None
+
+    @property
+    def modality(self) -> str:
+        return self.subject.modality.name

@@ -1,0 +1,135 @@
+"""The contracts. An author of a method writes one class with a Card, fields for parameters, and one function."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any, ClassVar, Protocol, final
+
+import torch
+from torch import Tensor
+
+from laocoon import __version__
+from laocoon.core.candidate import Candidate
+from laocoon.core.card import Capability, Card
+from laocoon.core.cases import ModelCase, Samples
+from laocoon.core.context import Context
+from laocoon.core.errors import BudgetSpent, NotApplicable
+from laocoon.core.goal import Goal
+from laocoon.core.report import Finding, Report
+from laocoon.core.subject import Subject
+
+
+class TriggerFamily(Protocol):
+    """A differentiable family of triggers with an arms axis, so that all goals are searched in one batch.
+
+    A trigger is a dict of leaf tensors, each [arms, …]; every function treats arms independently.
+    """
+
+    name: str
+    unit: str  # of size()
+
+    def blank(self, like: Tensor, arms: int, *, rng: torch.Generator) -> dict[str, Tensor]:
+        """A starting point for inputs like `like` [n, …]."""
+
+    def stamp(self, batch: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
+        """[batch, …] or [arms, batch, …] to [arms, batch, …], in [0, 1], differentiable in the trigger."""
+
+    def size(self, trigger: Mapping[str, Tensor], batch: Tensor) -> Tensor:
+        """[arms], differentiable; what the attacker wants small. `batch` for sample-dependent families."""
+
+    def select(self, trigger: Mapping[str, Tensor], arms: Tensor) -> dict[str, Tensor]:
+        """The arms named by an index tensor."""
+
+
+class Detector(ABC):
+    """Examines a model. Subclasses are frozen dataclasses and write only `findings`."""
+
+    card: ClassVar[Card]
+
+    @final
+    def examine(self, case: ModelCase, ctx: Context) -> Report:
+        """Run, account and report. Never raises for a missing need or a spent budget: it says so."""
+        start, found = time.monotonic(), []
+        reason, complete, skipped = self.missing(case), True, False
+        if reason:
+            complete, skipped = False, True
+        else:
+            try:
+                for item in self.findings(case, ctx):
+                    if isinstance(item, Candidate):
+                        ctx.candidates.append(item)
+                    else:
+                        found.append(item)
+                        ctx.progress(self.card.name, -1.0, item.explanation)
+            except NotApplicable as error:
+                reason, complete, skipped = str(error), False, not found
+            except BudgetSpent as error:
+                reason, complete = str(error), False
+        return Report(
+            method=self.card.name, params=asdict(self), findings=tuple(found),  # type: ignore[call-overload]
+            examined=() if skipped else (self.card.name,), skipped=(self.card.name,) if skipped else (),
+            reason=reason, subject=case.subject.provenance.sha256, seed=ctx.seed, spent=ctx.spent,
+            seconds=time.monotonic() - start, version=__version__, complete=complete,
+        )
+
+    def missing(self, case: ModelCase) -> str:
+        """Why this method cannot examine this case; empty when it can."""
+        if case.modality not in self.card.modalities:
+            return f"{self.card.name} examines {', '.join(sorted(self.card.modalities))}, not {case.modality}."
+        have = set(case.subject.capabilities)
+        if case.fit is not None and len(case.fit):
+            have.add(Capability.CLEAN)
+        lacking = sorted(c.value for c in self.card.needs - have)
+        if not lacking:
+            return ""
+        hint = " Pass some with --data." if Capability.CLEAN.value in lacking else ""
+        return f"{self.card.name} needs {', '.join(lacking)}.{hint}"
+
+    @abstractmethod
+    def findings(self, case: ModelCase, ctx: Context) -> Iterator[Finding | Candidate]:
+        """Yield findings and candidates as they come; what was yielded before an error is kept."""
+
+
+class Implant:
+    """What an attack returns: the artefact, the trigger, and the truth that only a judge may see."""
+
+    def __init__(self, subject: Subject, trigger: Candidate, facts: Mapping[str, Any]) -> None:
+        self.subject = subject
+        self.trigger = trigger
+        self.facts = dict(facts)
+
+
+class Guard(ABC):
+    """Judges requests at run time, at bounded cost."""
+
+    card: ClassVar[Card]
+
+    @abstractmethod
+    def fit(self, case: ModelCase, ctx: Context) -> Guard: ...
+
+    @abstractmethod
+    def check(self, batch: Tensor) -> Tensor:
+        """Suspicion per sample, [batch]; higher is more suspicious."""
+
+
+class Repair(ABC):
+    """Mends a copy of a subject; the original is never touched."""
+
+    card: ClassVar[Card]
+
+    @final
+    def mend(self, case: ModelCase, ctx: Context) -> Subject:
+        patient = case.subject.copy()
+        self.operate(patient, case, ctx)
+        patient.module.eval()
+        patient.module.requires_grad_(False)
+        return patient
+
+    @abstractmethod
+    def operate(self, patient: Subject, case: ModelCase, ctx: Context) -> None: ...
+
+
+__all__ = ["Candidate", "Detector", "Goal", "Guard", "Implant", "Repair", "Samples", "TriggerFamily"]
