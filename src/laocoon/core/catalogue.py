@@ -26,7 +26,7 @@ def classes(package: str, kind: type[T]) -> list[type[T]]:
     members = [m for module in modules(package) for m in vars(module).values()
                if inspect.isclass(m) and m.__module__ == module.__name__]
     for member in [*members, *plugins]:
-        if inspect.isclass(member) and issubclass(member, kind) and not inspect.isabstract(member):
-            if getattr(member, "card", None) is not None:
-                found[member.card.name] = member  # type: ignore[attr-defined]
+        usable = inspect.isclass(member) and issubclass(member, kind) and not inspect.isabstract(member)
+        if usable and getattr(member, "card", None) is not None:
+            found[member.card.name] = member
     return [found[name] for name in sorted(found)]

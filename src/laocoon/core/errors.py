@@ -24,7 +24,9 @@ class UnsafeFile(LaocoonError):
     `rule` is a stable identifier; `details` lists the opcodes, paths or layers that make it dangerous.
     """
 
-    def __init__(self, problem: str, remedy: str = "", *, rule: str = "unsafe-file", details: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, problem: str, remedy: str = "", *, rule: str = "unsafe-file", details: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(problem, remedy)
         self.rule = rule
         self.details = details
