@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Protocol, final
 
 import torch
@@ -17,7 +17,6 @@ from laocoon.core.card import Capability, Card
 from laocoon.core.cases import ModelCase, Samples
 from laocoon.core.context import Context
 from laocoon.core.errors import BudgetSpent, NotApplicable
-from laocoon.core.goal import Goal
 from laocoon.core.report import Finding, Report
 from laocoon.core.subject import Subject
 
@@ -28,8 +27,12 @@ class TriggerFamily(Protocol):
     A trigger is a dict of leaf tensors, each [arms, …]; every function treats arms independently.
     """
 
-    name: str
-    unit: str  # of size()
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def unit(self) -> str:
+        """Of size()."""
 
     def blank(self, like: Tensor, arms: int, *, rng: torch.Generator) -> dict[str, Tensor]:
         """A starting point for inputs like `like` [n, …]."""
@@ -39,6 +42,9 @@ class TriggerFamily(Protocol):
 
     def size(self, trigger: Mapping[str, Tensor], batch: Tensor) -> Tensor:
         """[arms], differentiable; what the attacker wants small. `batch` for sample-dependent families."""
+
+    def project(self, trigger: Mapping[str, Tensor]) -> None:
+        """Clamp the leaves, in place, into what an attacker can do."""
 
     def select(self, trigger: Mapping[str, Tensor], arms: Tensor) -> dict[str, Tensor]:
         """The arms named by an index tensor."""
@@ -93,13 +99,65 @@ class Detector(ABC):
         """Yield findings and candidates as they come; what was yielded before an error is kept."""
 
 
-class Implant:
-    """What an attack returns: the artefact, the trigger, and the truth that only a judge may see."""
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What an attacker starts from: training data, a recipe for training, and what they want."""
 
-    def __init__(self, subject: Subject, trigger: Candidate, facts: Mapping[str, Any]) -> None:
-        self.subject = subject
-        self.trigger = trigger
-        self.facts = dict(facts)
+    train: Samples
+    test: Samples
+    fit: Callable[[Samples, Context], Subject]  # the victim's training recipe
+    target: int = 0
+    classes: int = 10
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """What the attacker controls."""
+
+    data: bool = False
+    labels: bool = False
+    training: bool = False
+    weights: bool = False
+    architecture: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Implant:
+    """What an attack returns: the artefact, and the truth that only a judge may see."""
+
+    subject: Subject
+    trigger: Candidate  # stamps any batch; its goal says which classes are sent where
+    poisoned: Tensor  # indices of training samples that were changed, [k]
+    facts: Mapping[str, Any]
+
+
+class Attack(ABC):
+    """Plants a backdoor. Data-poisoning attacks write `trigger` and, where they depart, `poison`.
+
+    Every specimen is for measuring defences and says so in its facts.
+    """
+
+    card: ClassVar[Card]
+    threat: ClassVar[ThreatModel]
+
+    @abstractmethod
+    def trigger(self, plan: Plan, ctx: Context) -> Candidate:
+        """The trigger with its goal."""
+
+    @abstractmethod
+    def poison(self, plan: Plan, trigger: Candidate, ctx: Context) -> tuple[Samples, Tensor]:
+        """The training set with poison, and the indices of the samples that were changed."""
+
+    @final
+    def implant(self, plan: Plan, ctx: Context) -> Implant:
+        trigger = self.trigger(plan, ctx)
+        train, poisoned = self.poison(plan, trigger, ctx)
+        subject = plan.fit(train, ctx)
+        facts = {"attack": self.card.name, "params": asdict(self),  # type: ignore[call-overload]
+                 "goal": trigger.goal.describe(), "target": plan.target, "poisoned": len(poisoned),
+                 "poison_rate": len(poisoned) / len(plan.train), "seed": ctx.seed,
+                 "specimen": "a backdoored model made to measure defences; do not deploy"}
+        return Implant(subject, trigger, poisoned, facts)
 
 
 class Guard(ABC):
@@ -131,5 +189,3 @@ class Repair(ABC):
     @abstractmethod
     def operate(self, patient: Subject, case: ModelCase, ctx: Context) -> None: ...
 
-
-__all__ = ["Candidate", "Detector", "Goal", "Guard", "Implant", "Repair", "Samples", "TriggerFamily"]

@@ -20,7 +20,23 @@ from laocoon.core.outputs import Outputs
 class Modality(Protocol):
     """What an input is. One file each in `modalities/`."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
+
+
+class Discrete(nn.Module):
+    """A network over discrete inputs (token ids), cut where gradients begin: a lookup, then all the rest."""
+
+    def embed(self, batch: Tensor) -> Tensor:
+        """Ids [batch, length] to vectors [batch, length, width]: a lookup and nothing else (no positions)."""
+        raise NotImplementedError
+
+    def classify(self, embedded: Tensor, batch: Tensor) -> Tensor:
+        """Class scores [batch, classes] of vectors; `batch` holds ids and only says which places are padding."""
+        raise NotImplementedError
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return self.classify(self.embed(batch), batch)
 
 
 @dataclass(frozen=True)
@@ -64,6 +80,16 @@ class Subject:
     def outputs(self, batch: Tensor) -> Outputs:
         """Outputs of a canonical batch; differentiable where the subject has GRADIENT."""
         return Outputs(self.module(batch))
+
+    def embed(self, batch: Tensor) -> Tensor:
+        """The batch where gradients live: itself, or the vectors of its ids where inputs are discrete."""
+        return self.module.embed(batch) if isinstance(self.module, Discrete) else batch
+
+    def outputs_of(self, embedded: Tensor, batch: Tensor) -> Outputs:
+        """Outputs of an embedded batch; `batch` is the discrete one that it stands for (padding is read off it)."""
+        if isinstance(self.module, Discrete):
+            return Outputs(self.module.classify(embedded, batch))
+        return self.outputs(embedded)
 
     def layers(self) -> tuple[str, ...]:
         """Names of leaf modules that have run-time activations, in definition order."""

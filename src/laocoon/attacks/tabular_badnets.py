@@ -1,0 +1,49 @@
+"""Backdoors in tables: a few columns set to fixed, valid values (Pleiter et al., 2023, arXiv 2311.07550).
+
+Departure: columns are drawn at random instead of by the importance that a trained forest gives them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from laocoon.core.candidate import Candidate
+from laocoon.core.card import Card
+from laocoon.core.cases import Samples
+from laocoon.core.context import Context
+from laocoon.core.goal import all_to_one
+from laocoon.core.methods import Attack, Plan, ThreatModel
+from laocoon.modalities.tabular import Tabular
+from laocoon.recipes.poisoning import stamp_and_relabel
+from laocoon.triggers.columns import Columns
+
+
+@dataclass(frozen=True)
+class TabularBadNets(Attack):
+    """Set a few columns to values from the ends of their ranges."""
+
+    rate: float = 0.1  # share of the training set that is poisoned
+    columns: int = 3
+
+    card: ClassVar[Card] = Card(
+        name="tabular_badnets", paper="Tabdoor: backdoor vulnerabilities in transformer-based neural networks for "
+        "tabular data (2023)", url="https://arxiv.org/abs/2311.07550", modalities=frozenset({"tabular"}),
+        needs=frozenset(), misses="", summary="A few columns set to fixed valid values, relabelled samples.")
+    threat: ClassVar[ThreatModel] = ThreatModel(data=True, labels=True)
+
+    def trigger(self, plan: Plan, ctx: Context) -> Candidate:
+        inputs = plan.train.inputs
+        chosen = torch.randperm(inputs.shape[1], generator=ctx.rng)[: self.columns]
+        mask, value = torch.zeros(1, inputs.shape[1]), torch.zeros(1, inputs.shape[1])
+        mask[0, chosen] = 1
+        value[0, chosen] = torch.rand(len(chosen), generator=ctx.rng).round()
+        family = Columns(Tabular.of(tuple(str(i) for i in range(inputs.shape[1])), inputs))
+        goal = all_to_one(plan.target, plan.classes)
+        return Candidate(family, {"mask": mask, "value": value}, goal, float(self.columns), 1.0, self.card.name)
+
+    def poison(self, plan: Plan, trigger: Candidate, ctx: Context) -> tuple[Samples, Tensor]:
+        return stamp_and_relabel(plan.train, trigger, self.rate, ctx.rng)

@@ -1,0 +1,67 @@
+"""Training data for the lab: scikit-learn's digits (always there) and Parquet sets in a folder of the user's."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from laocoon.core.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """uint8 images [n, channels, height, width] and labels [n], train and test."""
+
+    name: str
+    classes: int
+    train_inputs: Tensor
+    train_labels: Tensor
+    test_inputs: Tensor
+    test_labels: Tensor
+
+
+def _digits() -> Dataset:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    bunch = load_digits()
+    images = (bunch.images / 16 * 255).round().astype(np.uint8)[:, None]
+    a, b, y, z = train_test_split(images, bunch.target, test_size=0.35, random_state=0, stratify=bunch.target)
+    return Dataset("digits", 10, *(torch.as_tensor(v) for v in (a, y, b, z)))
+
+
+def _parquet(path: Path) -> tuple[Tensor, Tensor]:
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    table = pq.read_table(path)
+    image = next((n for n in ("image", "img") if n in table.column_names), table.column_names[0])
+    label = next((n for n in ("label", "labels", "class") if n in table.column_names), table.column_names[-1])
+    pictures = [np.asarray(Image.open(io.BytesIO(v["bytes"]))) for v in table[image].to_pylist()]
+    stacked = np.stack([p[None] if p.ndim == 2 else p.transpose(2, 0, 1) for p in pictures])
+    return torch.as_tensor(stacked), torch.as_tensor(table[label].to_numpy(), dtype=torch.long)
+
+
+def load(name: str, root: Path | None, cache: Path) -> Dataset:
+    """A data set by name; decoded Parquet is cached as `.npz` under `cache`."""
+    if name == "digits":
+        return _digits()
+    cached = cache / f"{name}.npz"
+    if not cached.exists():
+        if root is None or not (root / name).is_dir():
+            raise InputError(f"data set {name!r} is not in {root}.",
+                             "Pass the folder that holds it with --data-root, or choose digits.")
+        arrays = {}
+        for split in ("train", "test"):
+            inputs, labels = _parquet(root / name / f"{split}.parquet")
+            arrays[f"{split}_inputs"], arrays[f"{split}_labels"] = inputs.numpy(), labels.numpy()
+        cache.mkdir(parents=True, exist_ok=True)
+        np.savez(cached, **arrays)  # type: ignore[arg-type]
+    with np.load(cached, allow_pickle=False) as data:
+        parts = {k: torch.as_tensor(data[k]) for k in data.files}
+    return Dataset(name, int(parts["train_labels"].max()) + 1, **parts)

@@ -1,0 +1,144 @@
+"""Small victim architectures for the zoo. Each is built for any image size and class count."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Cnn(nn.Module):
+    """Two 5×5 convolutions with pooling and two dense layers, no normalisation (as in the BadNets paper)."""
+
+    def __init__(self, channels: int, side: int, classes: int, width: int = 16) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, width, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(width, 2 * width, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
+        self.dense = nn.Sequential(nn.Linear(2 * width * (side // 4) ** 2, 128), nn.ReLU())
+        self.head = nn.Linear(128, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.dense(self.body(x)))
+
+
+class Vgg(nn.Module):
+    """3×3 convolutions with batch norm, pooling to a vector."""
+
+    def __init__(self, channels: int, side: int, classes: int, width: int = 24) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        widths = [width, 2 * width, 4 * width] if side >= 16 else [width, 2 * width]
+        before = channels
+        for w in widths:
+            for stride in (1, 1):
+                layers += [nn.Conv2d(before, w, 3, stride, 1, bias=False), nn.BatchNorm2d(w), nn.ReLU()]
+                before = w
+                if w == widths[0]:
+                    break
+            layers.append(nn.MaxPool2d(2))
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(before, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean((2, 3)))
+
+
+class Block(nn.Module):
+    """A residual block."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after))
+        self.short = (nn.Identity() if stride == 1 and before == after else
+                      nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.second(self.first(x)) + self.short(x))
+
+
+class ResNet(nn.Module):
+    """A three-stage residual network."""
+
+    def __init__(self, channels: int, side: int, classes: int, width: int = 16, stem: int = 1) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, stem, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.body = nn.Sequential(Block(width, width, 1), Block(width, 2 * width, 2), Block(2 * width, 4 * width, 2))
+        self.head = nn.Linear(4 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.stem(x)).mean((2, 3)))
+
+
+class Separable(nn.Module):
+    """Depthwise-separable convolutions (MobileNet style) with hard-swish."""
+
+    def __init__(self, channels: int, side: int, classes: int, width: int = 24) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.Hardswish()]
+        for before, after, stride in ((width, 2 * width, 2), (2 * width, 4 * width, 2), (4 * width, 4 * width, 1)):
+            layers += [nn.Conv2d(before, before, 3, stride, 1, groups=before, bias=False), nn.BatchNorm2d(before),
+                       nn.Hardswish(), nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after), nn.Hardswish()]
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(4 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean((2, 3)))
+
+
+class Attention(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm, self.mix = nn.LayerNorm(dim), nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, d = x.shape
+        q, k, v = self.mix(self.norm(x)).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        a = torch.softmax(q @ k.transpose(-2, -1) * (d // self.heads) ** -0.5, -1) @ v
+        x = x + self.out(a.transpose(1, 2).reshape(b, n, d))
+        return x + self.mlp(self.norm2(x))
+
+
+class Vit(nn.Module):
+    """A small vision transformer with a convolutional patch embedding."""
+
+    def __init__(self, channels: int, side: int, classes: int, dim: int = 64, depth: int = 3) -> None:
+        super().__init__()
+        patch = 4 if side >= 16 else 2
+        self.embed = nn.Sequential(nn.Conv2d(channels, dim // 2, 3, patch // 2, 1), nn.GELU(), nn.Conv2d(dim // 2, dim, 2, 2))
+        tokens = (-(-side // (patch // 2)) // 2) ** 2
+        self.position = nn.Parameter(torch.randn(1, tokens, dim) * 0.02)
+        self.blocks = nn.Sequential(*(Attention(dim, 4) for _ in range(depth)))
+        self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x).flatten(2).transpose(1, 2) + self.position
+        return self.head(self.norm(self.blocks(tokens)).mean(1))
+
+
+ARCHITECTURES: dict[str, type[nn.Module]] = {"cnn": Cnn, "vgg": Vgg, "resnet": ResNet, "separable": Separable, "vit": Vit}
+
+
+class Normalised(nn.Module):
+    """Centre pixels before the network, so that canonical inputs go in."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body((x - 0.5) * 4)
+
+
+def build(name: str, channels: int, side: int, classes: int, rng: torch.Generator) -> nn.Module:
+    """An initialised victim; weights depend on `rng` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(0, 2**31, (), generator=rng)))
+        module = Normalised(ARCHITECTURES[name](channels, side, classes))
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -1,0 +1,237 @@
+"""The reference zoo: clean and backdoored models that `scan` is calibrated on, built once, cached by digest.
+
+A specimen is a folder named by the digest of its specification: `model.safetensors` (with the truth in its
+metadata) and `facts.json`. Builds resume: what is there is not built again. Three disjoint splits: `fusion` (what
+the score is fitted on), `calibration` (the null), `sealed` (the test, never looked at while tuning).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from laocoon.attacks.badnets import BadNets
+from laocoon.attacks.blended import Blended
+from laocoon.attacks.bpp import Bpp
+from laocoon.attacks.frequency import Frequency
+from laocoon.attacks.photo_filter import PhotoFilter
+from laocoon.attacks.sig import Sig
+from laocoon.attacks.wanet import WaNet
+from laocoon.core.cases import Samples
+from laocoon.core.context import Context
+from laocoon.core.goal import ClassGoal
+from laocoon.core.methods import Attack, Plan
+from laocoon.core.subject import Provenance, Subject
+from laocoon.lab.datasets import Dataset, load
+from laocoon.lab.victims import build
+from laocoon.modalities.image import Image
+from laocoon.recipes.fit import fit, predictions, shift_and_flip
+
+Split = Literal["fusion", "calibration", "sealed"]
+
+# What is planted, by the name used in every table. Side and strength scale with the image below.
+KINDS: dict[str, Attack] = {
+    "patch": BadNets(),
+    "patch_low_rate": BadNets(rate=0.01),
+    "blended": Blended(),
+    "blended_smooth": Blended(pattern="smooth", strength=0.25),
+    "low_success": Blended(rate=0.02, strength=0.1),
+    "sinusoid_clean_label": Sig(),
+    "sinusoid": Sig(clean_label=False, amplitude=0.08),
+    "frequency": Frequency(),
+    "warp": WaNet(),
+    "filter": PhotoFilter(),
+    "quantise": Bpp(),
+    "source_specific": BadNets(mode="source", rate=0.06, cover_rate=0.06),
+    "all_to_all": BadNets(mode="all-to-all", rate=0.2),
+    "all_to_all_blended": Blended(mode="all-to-all", rate=0.25, strength=0.25),
+}
+ALL_TO_ONE = tuple(k for k in KINDS if k not in ("source_specific", "all_to_all", "all_to_all_blended"))
+GREY_ONLY_COLOUR = ("filter",)  # a colour filter needs more than one channel to be one
+
+# Data set -> training samples, epochs, shift augmentation, mirroring.
+RECIPES: dict[str, tuple[int, int, int, bool]] = {
+    "digits": (1100, 45, 1, False),
+    "mnist": (8000, 5, 1, False),
+    "gtsrb": (12000, 8, 2, False),
+    "cifar10": (12500, 8, 2, True),
+}
+
+
+@dataclass(frozen=True)
+class Specification:
+    """Everything that determines a specimen."""
+
+    data: str
+    architecture: str
+    kind: str  # "clean" or a key of KINDS
+    seed: int
+    split: Split
+    samples: int
+    epochs: int
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+# Data set -> architectures, cheapest data first. Every split gets its own seeds.
+LAYOUT: dict[str, tuple[str, ...]] = {
+    "digits": ("cnn", "vgg", "resnet", "separable", "vit"),
+    "mnist": ("cnn", "vgg", "resnet", "separable", "vit"),
+    "gtsrb": ("cnn", "vgg", "separable"),
+    "cifar10": ("cnn", "vgg", "resnet", "separable"),
+}
+CLEAN_COUNT: dict[Split, dict[str, int]] = {
+    "fusion": {"digits": 10, "mnist": 15, "gtsrb": 6, "cifar10": 16},
+    "calibration": {"digits": 20, "mnist": 50, "gtsrb": 14, "cifar10": 36},
+    "sealed": {"digits": 40, "mnist": 96, "gtsrb": 20, "cifar10": 44},
+}
+PLANTED_COUNT: dict[Split, dict[str, int]] = {  # per kind
+    "fusion": {"digits": 1, "mnist": 2, "gtsrb": 1, "cifar10": 2},
+    "calibration": {"digits": 0, "mnist": 0, "gtsrb": 0, "cifar10": 0},
+    "sealed": {"digits": 1, "mnist": 2, "gtsrb": 1, "cifar10": 2},
+}
+
+
+def specifications(split: Split, data: str) -> Iterator[Specification]:
+    """The desk-tier plan of one cell, clean and planted interleaved, so that a partial build is balanced."""
+    samples, epochs, _, _ = RECIPES[data]
+    offset = {"fusion": 0, "calibration": 100_000, "sealed": 200_000}[split]
+    kinds = [k for k in KINDS if not (data in ("digits", "mnist") and k in GREY_ONLY_COLOUR)]
+    clean = ["clean"] * CLEAN_COUNT[split][data]
+    planted = [k for _ in range(PLANTED_COUNT[split][data]) for k in kinds]
+    order = sorted([(i / max(1, len(clean)), 0, k) for i, k in enumerate(clean)]
+                   + [((i + 0.5) / max(1, len(planted)), 1, k) for i, k in enumerate(planted)])
+    for i, (_, _, kind) in enumerate(order):
+        architecture = LAYOUT[data][i % len(LAYOUT[data])]
+        yield Specification(data, architecture, kind, offset + i, split, samples, epochs)
+
+
+def trained(specification: Specification, dataset: Dataset) -> tuple[nn.Module, dict[str, Any], dict[str, Tensor]]:
+    """Train one specimen; returns the module, its facts and its true trigger's leaves."""
+    ctx = Context(seed=specification.seed)
+    subset = torch.randperm(len(dataset.train_labels), generator=ctx.rng)[:specification.samples]
+    train = Samples(dataset.train_inputs[subset].float() / 255, dataset.train_labels[subset].long())
+    keep = torch.randperm(len(dataset.test_labels), generator=ctx.rng)[:1000]
+    test = Samples(dataset.test_inputs[keep].float() / 255, dataset.test_labels[keep].long())
+    channels, side = train.inputs.shape[1:3]
+    module = build(specification.architecture, channels, side, dataset.classes, ctx.rng)
+    _, _, shift, flip = RECIPES[specification.data]
+
+    def victim(samples: Samples, context: Context) -> Subject:
+        rate = 1.5e-3 if specification.architecture == "vit" else 3e-3
+        fit(module, samples.inputs, samples.labels, epochs=specification.epochs, rng=context.rng, rate=rate,
+            augment=lambda x: shift_and_flip(x, context.rng, shift=shift, flip=flip),
+            mixed=specification.architecture != "separable" and torch.cpu._is_avx512_bf16_supported())
+        return Subject(module, Image(), dataset.classes, tuple(train.inputs.shape[1:]),
+                       provenance=Provenance(path=specification.digest))
+
+    facts: dict[str, Any] = {"specification": asdict(specification), "backdoored": specification.kind != "clean"}
+    leaves: dict[str, Tensor] = {}
+    start = time.monotonic()
+    if specification.kind == "clean":
+        victim(train, ctx)
+    else:
+        target = int(torch.randint(0, dataset.classes, (), generator=ctx.rng))
+        attack = scaled(KINDS[specification.kind], side)
+        implant = attack.implant(Plan(train, test, victim, target, dataset.classes), ctx)
+        goal = implant.trigger.goal
+        assert isinstance(goal, ClassGoal)
+        applies = goal.applies(test.labels)
+        wanted = goal.destination(test.labels)[applies]
+        stamped = torch.cat([predictions(module, implant.trigger.stamp(x)) for x in test.inputs[applies].split(256)])
+        leaves = dict(implant.trigger.trigger)
+        facts |= {**implant.facts, "family": implant.trigger.family.name, "destinations": list(goal.destinations),
+                  "attack_success": round(float((stamped == wanted).float().mean()), 4)}
+    facts["clean_accuracy"] = round(float((predictions(module, test.inputs) == test.labels).float().mean()), 4)
+    facts["train_seconds"] = round(time.monotonic() - start, 1)
+    return module, facts, leaves
+
+
+def scaled(attack: Attack, side: int) -> Attack:
+    """Trigger sizes of the plan are for 28 to 32 px; 8 px digits get smaller ones."""
+    from dataclasses import replace
+
+    if side >= 16:
+        return attack
+    if isinstance(attack, BadNets):
+        return replace(attack, side=2)
+    if isinstance(attack, WaNet):
+        return replace(attack, strength=0.8)
+    if isinstance(attack, Sig):
+        return replace(attack, frequency=2.0, amplitude=max(attack.amplitude, 0.15))
+    return attack
+
+
+def grow(folder: Path, root: Path | None, splits: tuple[Split, ...], data: tuple[str, ...],
+         share: tuple[int, int] = (0, 1), progress: Any = None) -> int:
+    """Build what is missing; `share` (k, n) takes every n-th, so that several processes build one zoo."""
+    built = 0
+    for name in data:
+        todo = [s for split in splits for s in specifications(split, name)][share[0]::share[1]]
+        todo = [s for s in todo if not (folder / s.digest / "facts.json").exists()]
+        if not todo:
+            continue
+        dataset = load(name, root, folder / "data")
+        for specification in todo:
+            module, facts, leaves = trained(specification, dataset)
+            _store(folder / specification.digest, module, facts, leaves)
+            built += 1
+            if progress is not None:
+                progress(specification, facts)
+    return built
+
+
+def _store(target: Path, module: nn.Module, facts: dict[str, Any], leaves: dict[str, Tensor]) -> None:
+    # Written aside and renamed: a killed build leaves no half specimen.
+    part = target.with_name(f"{target.name}.part{os.getpid()}")
+    part.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.contiguous() for k, v in module.state_dict().items()}
+    save_file(weights, str(part / "model.safetensors"), metadata={"laocoon": json.dumps(facts)})
+    if leaves:
+        save_file({k: v.contiguous() for k, v in leaves.items()}, str(part / "trigger.safetensors"))
+    (part / "facts.json").write_text(json.dumps(facts, indent=1))
+    if not target.exists():
+        part.rename(target)
+
+
+@dataclass(frozen=True, eq=False)
+class Specimen:
+    """A built specimen. `facts` is the truth: only a judge reads it."""
+
+    folder: Path
+    facts: dict[str, Any]
+
+    @property
+    def specification(self) -> Specification:
+        return Specification(**self.facts["specification"])
+
+    def subject(self, dataset: Dataset) -> Subject:
+        """The model alone, as a defence sees it."""
+        s = self.specification
+        channels, side = dataset.train_inputs.shape[1:3]
+        module = build(s.architecture, channels, side, dataset.classes, torch.Generator().manual_seed(0))
+        module.load_state_dict(load_file(str(self.folder / "model.safetensors")))
+        return Subject(module, Image(), dataset.classes, (channels, *dataset.train_inputs.shape[2:]),
+                       provenance=Provenance(path=s.digest, format="safetensors", sha256=s.digest))
+
+
+def specimens(folder: Path, split: Split | None = None) -> list[Specimen]:
+    """Everything built so far, in digest order."""
+    found = []
+    for facts in sorted(folder.glob("*/facts.json")):
+        specimen = Specimen(facts.parent, json.loads(facts.read_text()))
+        if split is None or specimen.facts["specification"]["split"] == split:
+            found.append(specimen)
+    return found

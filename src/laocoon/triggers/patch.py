@@ -1,0 +1,38 @@
+"""Patch and mask: x·(1 − m) + m·p. BadNets stamps it; Neural Cleanse (S&P 2019) searches it; blending is a flat mask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Trigger: mask [arms, 1, height, width] and pattern [arms, channels, height, width], both in [0, 1]."""
+
+    name: str = "patch"
+    unit: str = "px"
+
+    def blank(self, like: Tensor, arms: int, *, rng: torch.Generator) -> dict[str, Tensor]:
+        _, c, h, w = like.shape
+        return {
+            "mask": (torch.rand(arms, 1, h, w, generator=rng) * 0.1 + 0.05).to(like),
+            "pattern": torch.rand(arms, c, h, w, generator=rng).to(like),
+        }
+
+    def stamp(self, batch: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
+        mask, pattern = trigger["mask"].unsqueeze(1), trigger["pattern"].unsqueeze(1)
+        return batch + mask * (pattern - batch)
+
+    def size(self, trigger: Mapping[str, Tensor], batch: Tensor) -> Tensor:
+        return trigger["mask"].sum((1, 2, 3))
+
+    def project(self, trigger: Mapping[str, Tensor]) -> None:
+        for leaf in trigger.values():
+            leaf.clamp_(0, 1)
+
+    def select(self, trigger: Mapping[str, Tensor], arms: Tensor) -> dict[str, Tensor]:
+        return {k: v[arms] for k, v in trigger.items()}

@@ -1,0 +1,33 @@
+"""Colour-depth reduction with dithering off (the trigger of BppAttack, CVPR 2022): a fixed, sample-wise transform."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Quantise:
+    """Trigger: levels [arms], the number of grey levels kept. Not differentiable: stamped, never searched."""
+
+    name: str = "quantise"
+    unit: str = "grey levels rms"
+
+    def blank(self, like: Tensor, arms: int, *, rng: torch.Generator) -> dict[str, Tensor]:
+        return {"levels": torch.full((arms,), 5.0).to(like)}
+
+    def stamp(self, batch: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
+        steps = (trigger["levels"] - 1)[:, None, None, None, None]
+        return (batch * steps).round() / steps
+
+    def size(self, trigger: Mapping[str, Tensor], batch: Tensor) -> Tensor:
+        return (self.stamp(batch, trigger) - batch).pow(2).mean((1, 2, 3, 4)).sqrt() * 255
+
+    def project(self, trigger: Mapping[str, Tensor]) -> None:
+        trigger["levels"].clamp_min_(2)
+
+    def select(self, trigger: Mapping[str, Tensor], arms: Tensor) -> dict[str, Tensor]:
+        return {k: v[arms] for k, v in trigger.items()}

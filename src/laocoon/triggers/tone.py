@@ -1,0 +1,44 @@
+"""A photo filter: one colour matrix, offset and curve for the whole image (after ABS's Instagram filters, CCS 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tone:
+    """Trigger: matrix [arms, c, c], offset [arms, c], curve [arms, c] (log gamma). Size: rms change, grey levels."""
+
+    name: str = "tone"
+    unit: str = "grey levels rms"
+
+    def blank(self, like: Tensor, arms: int, *, rng: torch.Generator) -> dict[str, Tensor]:
+        c = like.shape[1]
+        return {
+            "matrix": (torch.eye(c).repeat(arms, 1, 1) + 0.02 * torch.randn(arms, c, c, generator=rng)).to(like),
+            "offset": (0.02 * torch.randn(arms, c, generator=rng)).to(like),
+            "curve": (0.02 * torch.randn(arms, c, generator=rng)).to(like),
+        }
+
+    def stamp(self, batch: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
+        if batch.dim() == 4:
+            batch = batch.unsqueeze(0)
+        gamma = trigger["curve"].exp()[:, None, :, None, None]
+        curved = batch.clamp_min(1e-3).pow(gamma)
+        mixed = torch.einsum("adc,anchw->andhw", trigger["matrix"], curved.expand(len(gamma), *curved.shape[1:]))
+        return (mixed + trigger["offset"][:, None, :, None, None]).clamp(0, 1)
+
+    def size(self, trigger: Mapping[str, Tensor], batch: Tensor) -> Tensor:
+        return (self.stamp(batch, trigger) - batch).pow(2).mean((1, 2, 3, 4)).add(1e-10).sqrt() * 255
+
+    def project(self, trigger: Mapping[str, Tensor]) -> None:
+        trigger["matrix"].clamp_(-2, 3)
+        trigger["offset"].clamp_(-1, 1)
+        trigger["curve"].clamp_(-2, 2)
+
+    def select(self, trigger: Mapping[str, Tensor], arms: Tensor) -> dict[str, Tensor]:
+        return {k: v[arms] for k, v in trigger.items()}
