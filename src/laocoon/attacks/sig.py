@@ -32,7 +32,9 @@ class Sig(Attack):
     card: ClassVar[Card] = Card(
         name="sig", paper="A new backdoor attack in CNNs by training set corruption without label poisoning (2019)",
         url="https://arxiv.org/abs/1902.11237", modalities=frozenset({"image"}), needs=frozenset(), misses="",
-        summary="A sinusoid over the image, labels untouched.")
+        summary="A sinusoid over the image, labels untouched.",
+        fails={"check_takes_and_keeps_accuracy": "without relabelling it needs larger images and longer training than "
+               "the twins have: 6 % success on the 16 px digits; the zoo's models show where it takes."})
     threat: ClassVar[ThreatModel] = ThreatModel(data=True)
 
     def trigger(self, plan: Plan, ctx: Context) -> Candidate:

@@ -62,6 +62,11 @@ class TextNetwork(Discrete):
         return self.rest(torch.cat([mean, most], 1))
 
 
+def entry(module: nn.Module) -> nn.Module:
+    """The first layer with weights that every pass goes through, lookups apart."""
+    return next(m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d))
+
+
 def renamed(module: nn.Module) -> nn.Module:
     """A copy whose layers have other names, in the same order; it computes the same."""
     module = copy.deepcopy(module)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import nn
@@ -85,27 +85,27 @@ def success(implant: Implant, samples: Samples) -> float:
 def few(samples: Samples, classes: int, each: int) -> tuple[Samples, Samples]:
     """What a defender has: `each` samples a class to fit on and as many to judge on."""
     rows = [(samples.labels == c).nonzero().flatten() for c in range(classes)]
-    first, second = (torch.cat([r[a:b] for r in rows]) for a, b in ((0, each), (each, 2 * each)))
-    return Samples(samples.inputs[first], samples.labels[first]), Samples(samples.inputs[second], samples.labels[second])
+    given, held = (torch.cat([r[a:b] for r in rows]) for a, b in ((0, each), (each, 2 * each)))
+    return Samples(samples.inputs[given], samples.labels[given]), Samples(samples.inputs[held], samples.labels[held])
 
 
-def _twins(corpus: Corpus, attack: Attack, epochs: int, target: int, each: int) -> Twins:
+def _twins(corpus: Corpus, attack: Attack, epochs: int, target: int, each: int, seed: int) -> Twins:
     plan = plan_for(corpus, epochs, target)
-    implant = attack.implant(plan, Context(seed=3))
-    clean = plan.fit(plan.train, Context(seed=3))
+    implant = attack.implant(plan, Context(seed=seed))
+    clean = plan.fit(plan.train, Context(seed=seed))
     given, held = few(plan.test, plan.classes, each)
     planted = ModelCase(implant.subject, given, held)
     return Twins(corpus, planted, replace(planted, subject=clean), implant, plan, success(implant, plan.test),
                  accuracy(clean, plan.test), accuracy(implant.subject, plan.test))
 
 
-@lru_cache(maxsize=None)
+@cache
 def twins(modality: str) -> Twins:
     """The twins of a modality, trained once a process."""
     if modality == "image":
-        return _twins(digits(), BadNets(rate=0.1, side=4), epochs=8, target=3, each=8)
+        return _twins(digits(), BadNets(rate=0.1, side=4), epochs=8, target=3, each=8, seed=3)
     if modality == "text":
-        return _twins(reviews(), TextBadNets(), epochs=20, target=1, each=20)
+        return _twins(reviews(), TextBadNets(), epochs=20, target=1, each=20, seed=1)
     if modality == "tabular":
-        return _twins(tumours(), TabularBadNets(rate=0.15), epochs=40, target=1, each=20)
+        return _twins(tumours(), TabularBadNets(rate=0.15), epochs=40, target=1, each=20, seed=3)
     raise KeyError(f"there are no twins for {modality!r}: image, text, tabular.")
