@@ -17,13 +17,17 @@ ATTACKS = classes("laocoon.attacks", Attack)  # type: ignore[type-abstract]
 TWINS = ("image", "tabular", "text")
 
 
-def cases(methods: list[type], checks: tuple[Any, ...]) -> Iterator[Any]:
+def cases(methods: list[type], checks: tuple[Any, ...]) -> list[Any]:
+    return list(each_case(methods, checks))
+
+
+def each_case(methods: list[type], checks: tuple[Any, ...]) -> Iterator[Any]:
     for method in methods:
         for modality in sorted(method.card.modalities):
             for check in checks:
                 reason = method.card.fails.get(check.__name__)
                 marks = [pytest.mark.xfail(reason=reason, strict=True, raises=AssertionError)] if reason else []
-                # One group a twin, so that each worker trains few of them.
+                # One worker a method: its runs are cached in the process.
                 marks.append(pytest.mark.xdist_group(f"{modality}-{method.card.name}"))
                 yield pytest.param(method, modality, check, marks=marks,
                                    id=f"{method.card.name}-{modality}-{check.__name__.removeprefix('check_')}")
