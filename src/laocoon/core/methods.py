@@ -49,6 +49,9 @@ class TriggerFamily(Protocol):
     def select(self, trigger: Mapping[str, Tensor], arms: Tensor) -> dict[str, Tensor]:
         """The arms named by an index tensor."""
 
+    def largest(self, like: Tensor) -> float:
+        """A size past which a trigger replaces the input rather than marks it."""
+
 
 class Detector(ABC):
     """Examines a model. Subclasses are frozen dataclasses and write only `findings`."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -122,7 +125,10 @@ class Vit(nn.Module):
         return self.head(self.norm(self.blocks(tokens)).mean(1))
 
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {"cnn": Cnn, "vgg": Vgg, "resnet": ResNet, "separable": Separable, "vit": Vit}
+ARCHITECTURES: dict[str, Callable[[int, int, int], nn.Module]] = {
+    "cnn": Cnn, "vgg": Vgg, "resnet": ResNet, "separable": Separable, "vit": Vit,
+    "vgg_small": partial(Vgg, width=12), "resnet_small": partial(ResNet, stem=2),
+}
 
 
 class Normalised(nn.Module):

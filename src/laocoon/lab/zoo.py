@@ -42,7 +42,7 @@ Split = Literal["fusion", "calibration", "sealed"]
 # What is planted, by the name used in every table. Side and strength scale with the image below.
 KINDS: dict[str, Attack] = {
     "patch": BadNets(),
-    "patch_low_rate": BadNets(rate=0.01),
+    "patch_low_rate": BadNets(rate=0.015, side=5),
     "blended": Blended(),
     "blended_smooth": Blended(pattern="smooth", strength=0.25),
     "low_success": Blended(rate=0.02, strength=0.1),
@@ -53,18 +53,18 @@ KINDS: dict[str, Attack] = {
     "filter": PhotoFilter(),
     "quantise": Bpp(),
     "source_specific": BadNets(mode="source", rate=0.06, cover_rate=0.06),
-    "all_to_all": BadNets(mode="all-to-all", rate=0.2),
+    "all_to_all": BadNets(mode="all-to-all", rate=0.3, side=4),
     "all_to_all_blended": Blended(mode="all-to-all", rate=0.25, strength=0.25),
 }
 ALL_TO_ONE = tuple(k for k in KINDS if k not in ("source_specific", "all_to_all", "all_to_all_blended"))
-GREY_ONLY_COLOUR = ("filter",)  # a colour filter needs more than one channel to be one
+COLOUR_ONLY = ("filter", "quantise")  # nothing to filter or quantise in a grey, nearly binary picture
 
 # Data set -> training samples, epochs, shift augmentation, mirroring.
 RECIPES: dict[str, tuple[int, int, int, bool]] = {
     "digits": (1100, 45, 1, False),
     "mnist": (8000, 5, 1, False),
-    "gtsrb": (12000, 8, 2, False),
-    "cifar10": (12500, 8, 2, True),
+    "gtsrb": (10000, 8, 2, False),
+    "cifar10": (10000, 8, 2, True),
 }
 
 
@@ -82,15 +82,18 @@ class Specification:
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        # The attack's own parameters and the recipe count too: changing either makes another specimen.
+        attack = asdict(KINDS[self.kind]) if self.kind in KINDS else {}  # type: ignore[call-overload]
+        whole = [asdict(self), attack, RECIPES[self.data]]
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # Data set -> architectures, cheapest data first. Every split gets its own seeds.
 LAYOUT: dict[str, tuple[str, ...]] = {
     "digits": ("cnn", "vgg", "resnet", "separable", "vit"),
-    "mnist": ("cnn", "vgg", "resnet", "separable", "vit"),
-    "gtsrb": ("cnn", "vgg", "separable"),
-    "cifar10": ("cnn", "vgg", "resnet", "separable"),
+    "mnist": ("cnn", "vgg_small", "resnet_small", "separable", "vit"),
+    "gtsrb": ("cnn", "vgg_small", "resnet_small", "separable"),
+    "cifar10": ("cnn", "vgg_small", "resnet_small", "separable", "vit"),
 }
 CLEAN_COUNT: dict[Split, dict[str, int]] = {
     "fusion": {"digits": 10, "mnist": 15, "gtsrb": 6, "cifar10": 16},
@@ -108,7 +111,7 @@ def specifications(split: Split, data: str) -> Iterator[Specification]:
     """The desk-tier plan of one cell, clean and planted interleaved, so that a partial build is balanced."""
     samples, epochs, _, _ = RECIPES[data]
     offset = {"fusion": 0, "calibration": 100_000, "sealed": 200_000}[split]
-    kinds = [k for k in KINDS if not (data in ("digits", "mnist") and k in GREY_ONLY_COLOUR)]
+    kinds = [k for k in KINDS if not (data in ("digits", "mnist") and k in COLOUR_ONLY)]
     clean = ["clean"] * CLEAN_COUNT[split][data]
     planted = [k for _ in range(PLANTED_COUNT[split][data]) for k in kinds]
     order = sorted([(i / max(1, len(clean)), 0, k) for i, k in enumerate(clean)]

@@ -15,6 +15,8 @@ class Additive:
 
     name: str = "additive"
     unit: str = "grey levels rms"
+    rate: float = 0.01  # step of a search, in the units of the leaves
+    scale: float = 10.0  # a typical size, in `unit`
 
     def blank(self, like: Tensor, arms: int, *, rng: torch.Generator) -> dict[str, Tensor]:
         return {"delta": (torch.randn(arms, *like.shape[1:], generator=rng) * 0.02).to(like)}
@@ -30,3 +32,6 @@ class Additive:
 
     def select(self, trigger: Mapping[str, Tensor], arms: Tensor) -> dict[str, Tensor]:
         return {k: v[arms] for k, v in trigger.items()}
+
+    def largest(self, like: Tensor) -> float:
+        return 80.0

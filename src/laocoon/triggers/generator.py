@@ -19,6 +19,8 @@ class Generator:
     bound: float = 0.2
     name: str = "generator"
     unit: str = "grey levels rms"
+    rate: float = 0.02  # step of a search, in the units of the leaves
+    scale: float = 10.0  # a typical size, in `unit`
 
     def blank(self, like: Tensor, arms: int, *, rng: torch.Generator) -> dict[str, Tensor]:
         c, k, w = like.shape[1], self.kernel, self.width
@@ -54,3 +56,6 @@ class Generator:
 
     def select(self, trigger: Mapping[str, Tensor], arms: Tensor) -> dict[str, Tensor]:
         return {k: v[arms] for k, v in trigger.items()}
+
+    def largest(self, like: Tensor) -> float:
+        return 0.9 * self.bound * 255

@@ -15,6 +15,8 @@ class Patch:
 
     name: str = "patch"
     unit: str = "px"
+    rate: float = 0.1  # step of a search, in the units of the leaves
+    scale: float = 100.0  # a typical size, in `unit`
 
     def blank(self, like: Tensor, arms: int, *, rng: torch.Generator) -> dict[str, Tensor]:
         _, c, h, w = like.shape
@@ -36,3 +38,6 @@ class Patch:
 
     def select(self, trigger: Mapping[str, Tensor], arms: Tensor) -> dict[str, Tensor]:
         return {k: v[arms] for k, v in trigger.items()}
+
+    def largest(self, like: Tensor) -> float:
+        return 0.4 * like.shape[-1] * like.shape[-2]

@@ -15,6 +15,8 @@ class Quantise:
 
     name: str = "quantise"
     unit: str = "grey levels rms"
+    rate: float = 0.0  # step of a search, in the units of the leaves
+    scale: float = 10.0  # a typical size, in `unit`
 
     def blank(self, like: Tensor, arms: int, *, rng: torch.Generator) -> dict[str, Tensor]:
         return {"levels": torch.full((arms,), 5.0).to(like)}
@@ -31,3 +33,6 @@ class Quantise:
 
     def select(self, trigger: Mapping[str, Tensor], arms: Tensor) -> dict[str, Tensor]:
         return {k: v[arms] for k, v in trigger.items()}
+
+    def largest(self, like: Tensor) -> float:
+        return 80.0

@@ -15,6 +15,8 @@ class Tone:
 
     name: str = "tone"
     unit: str = "grey levels rms"
+    rate: float = 0.03  # step of a search, in the units of the leaves
+    scale: float = 20.0  # a typical size, in `unit`
 
     def blank(self, like: Tensor, arms: int, *, rng: torch.Generator) -> dict[str, Tensor]:
         c = like.shape[1]
@@ -42,3 +44,6 @@ class Tone:
 
     def select(self, trigger: Mapping[str, Tensor], arms: Tensor) -> dict[str, Tensor]:
         return {k: v[arms] for k, v in trigger.items()}
+
+    def largest(self, like: Tensor) -> float:
+        return 80.0

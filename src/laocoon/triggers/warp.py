@@ -17,6 +17,8 @@ class Warp:
     grid: int = 6
     name: str = "warp"
     unit: str = "px displacement"
+    rate: float = 0.15  # step of a search, in the units of the leaves
+    scale: float = 1.0  # a typical size, in `unit`
 
     def blank(self, like: Tensor, arms: int, *, rng: torch.Generator) -> dict[str, Tensor]:
         return {"flow": (torch.randn(arms, 2, self.grid, self.grid, generator=rng) * 0.3).to(like)}
@@ -47,3 +49,6 @@ class Warp:
 
     def select(self, trigger: Mapping[str, Tensor], arms: Tensor) -> dict[str, Tensor]:
         return {k: v[arms] for k, v in trigger.items()}
+
+    def largest(self, like: Tensor) -> float:
+        return 0.2 * like.shape[-1]

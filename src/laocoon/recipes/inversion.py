@@ -1,0 +1,167 @@
+"""The trigger-inversion engine: all arms of a family in one batch.
+
+For every arm a (a goal: where each class should be sent) minimise
+
+    E_x CE(f(T(x; θ_a)), goal_a(y)) + λ_a · size(θ_a) / scale
+
+with Adam and projection, λ_a raised while the arm succeeds and lowered while it fails (the dynamic schedule of
+Neural Cleanse, S&P 2019, made continuous and per arm), keeping the smallest trigger that succeeded. Arms never
+interact, so searching many at once changes no result but the random draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from laocoon.core.cases import Samples
+from laocoon.core.context import Context
+from laocoon.core.methods import TriggerFamily
+
+Forward = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Search:
+    """Settings of a search; passes = arms × batch × steps."""
+
+    steps: int = 100
+    batch: int = 24  # samples per arm and step
+    wanted: float = 0.95  # success that an arm must keep while it shrinks
+    pressure: float = 1.12  # factor on λ per step
+    start: float = 0.05  # first λ
+
+
+@dataclass(frozen=True, eq=False)
+class Recovered:
+    """What a search found, one row per arm.
+
+    trigger: leaves [arms, …]; size [arms], in the family's unit; success [arms] on the samples it was fitted on;
+    effective [arms]: size made comparable for arms that never succeeded, by the share that they reached, and capped
+    where a trigger would replace the input.
+    """
+
+    trigger: dict[str, Tensor]
+    size: Tensor
+    success: Tensor
+    effective: Tensor
+
+
+def pools(destinations: Tensor, labels: Tensor) -> list[Tensor]:
+    """Per arm, the indices of samples that its goal speaks of. destinations [arms, classes], -1 = silent."""
+    found = []
+    for row in destinations:
+        wanted = row[labels]
+        found.append(((wanted >= 0) & (wanted != labels)).nonzero().flatten())
+    return found
+
+
+def draw(pool: list[Tensor], batch: int, rng: torch.Generator) -> Tensor:
+    """A batch of sample indices per arm, without replacement as far as the pool goes, [arms, batch]."""
+    rows = []
+    for indices in pool:
+        n = len(indices)
+        if n == 0:
+            rows.append(torch.zeros(batch, dtype=torch.long))
+            continue
+        order = torch.cat([torch.randperm(n, generator=rng) for _ in range(-(-batch // n))])[:batch]
+        rows.append(indices[order])
+    return torch.stack(rows)
+
+
+def invert(forward: Forward, family: TriggerFamily, destinations: Tensor, samples: Samples, search: Search,
+           ctx: Context, *, start: dict[str, Tensor] | None = None,
+           note: Callable[[float, Tensor], None] | None = None) -> Recovered:
+    """Search every arm. destinations: long [arms, classes]; samples on the device of the model.
+
+    Memory is bounded by ctx.batch: arms are worked in groups. Raises BudgetSpent before a pass that does not fit.
+    """
+    arms, rng = len(destinations), ctx.rng
+    labels = samples.labels.cpu()
+    pool = pools(destinations.cpu(), labels)
+    theta = start if start is not None else family.blank(samples.inputs, arms, rng=rng)
+    group = max(1, ctx.batch // search.batch)
+    parts = []
+    for number, members in enumerate(torch.arange(arms).split(group)):
+        local = {k: v[members].clone() for k, v in theta.items()}
+        done = number * group / arms
+        parts.append(_search(forward, family, destinations[members], samples, [pool[int(m)] for m in members], search,
+                             ctx, local, lambda f, s, d=done, g=len(members): note(d + f * g / arms, s) if note else None))
+    leaves = {k: torch.cat([p.trigger[k] for p in parts]) for k in parts[0].trigger}
+    return Recovered(leaves, *(torch.cat([getattr(p, n) for p in parts]) for n in ("size", "success", "effective")))
+
+
+def _search(forward: Forward, family: TriggerFamily, destinations: Tensor, samples: Samples, pool: list[Tensor],
+            search: Search, ctx: Context, theta: dict[str, Tensor], note: Callable[[float, Tensor], None]) -> Recovered:
+    device = samples.inputs.device
+    arms = len(destinations)
+    destinations = destinations.to(device)
+    for leaf in theta.values():
+        leaf.requires_grad_(True)
+    optimiser = torch.optim.Adam([{"params": [leaf], "lr": family.rate} for leaf in theta.values()], betas=(0.5, 0.9))
+    weight = torch.full((arms,), search.start, device=device)
+    smooth = torch.zeros(arms, device=device)
+    best = {k: v.detach().clone() for k, v in theta.items()}
+    best_size = torch.full((arms,), float("inf"), device=device)
+    reached = torch.zeros(arms, device=device)
+    rows = torch.arange(arms, device=device)[:, None]
+    for step in range(search.steps):
+        index = draw(pool, search.batch, ctx.rng).to(device)
+        x, y = samples.inputs[index], samples.labels[index]
+        wanted = destinations[rows, y]
+        ctx.spend(index.numel())
+        stamped = family.stamp(x, theta)
+        logits = forward(stamped.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+                         if stamped.dim() == 5 else stamped.flatten(0, 1))
+        loss = functional.cross_entropy(logits, wanted.flatten(), reduction="none").view(arms, -1).mean(1)
+        size = family.size(theta, x)
+        optimiser.zero_grad(set_to_none=True)
+        (loss + weight * size / family.scale).sum().backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            success = (logits.argmax(-1).view(arms, -1) == wanted).float().mean(1)
+            smooth = success if step == 0 else 0.6 * smooth + 0.4 * success
+            better = (success >= search.wanted) & (smooth >= search.wanted - 0.03) & (size < best_size)
+            reached = torch.maximum(reached, smooth)
+            for k, leaf in theta.items():
+                shape = (arms,) + (1,) * (leaf.dim() - 1)
+                best[k] = torch.where(better.view(shape), leaf.detach(), best[k])
+            best_size = torch.where(better, size.detach(), best_size)
+            weight = torch.where(smooth >= search.wanted, weight * search.pressure,
+                                 weight / search.pressure**1.5).clamp(1e-4, 1e4)
+        optimiser.step()
+        with torch.no_grad():
+            family.project(theta)
+        if step % 10 == 9:
+            note((step + 1) / search.steps, success)
+    with torch.no_grad():
+        failed = best_size.isinf()
+        final = {k: torch.where(failed.view((arms,) + (1,) * (v.dim() - 1)), v.detach(), best[k])
+                 for k, v in theta.items()}
+        index = draw(pool, search.batch, ctx.rng).to(device)
+        size = family.size(final, samples.inputs[index])
+        success = success_rate(forward, family, final, destinations, samples, pool, ctx)
+        effective = torch.where(failed, size * (search.wanted / success.clamp_min(0.02)).clamp_min(1.0) ** 2, size)
+        effective = effective.clamp_max(family.largest(samples.inputs))
+    return Recovered(final, size, success, effective)
+
+
+@torch.no_grad()
+def success_rate(forward: Forward, family: TriggerFamily, trigger: dict[str, Tensor], destinations: Tensor,
+                 samples: Samples, pool: list[Tensor], ctx: Context, limit: int = 64) -> Tensor:
+    """Share of an arm's samples (at most `limit`) that its trigger sends where the goal says, [arms]."""
+    device, arms = samples.inputs.device, len(destinations)
+    count = min(limit, max(len(p) for p in pool))
+    index = draw(pool, max(count, 1), ctx.rng).to(device)
+    result = []
+    group = max(1, ctx.batch // index.shape[1])
+    for members in torch.arange(arms, device=device).split(group):
+        x, y = samples.inputs[index[members]], samples.labels[index[members]]
+        ctx.spend(y.numel(), backward=False)
+        stamped = family.stamp(x, family.select(trigger, members))
+        said = forward(stamped.flatten(0, 1)).argmax(-1).view(y.shape)
+        result.append((said == destinations[members[:, None], y]).float().mean(1))
+    return torch.cat(result)
