@@ -99,7 +99,29 @@ def pages() -> list[Page]:
     return [index_page(), *(method_page(m, folder) for folder, _, _, methods in installed() for m in methods)]
 
 
+def passes_table(*, quick: bool = False) -> str:
+    """What each detector spends on the twin of its modality, measured; `quick` under its card's quick parameters."""
+    from laocoon.core.context import Context
+    from laocoon.testing.twins import twins
+
+    rows = []
+    for method in classes("laocoon.detectors", Detector):  # type: ignore[type-abstract]
+        for modality in sorted(method.card.modalities):
+            case = twins(modality).planted
+            report = method(**(method.card.quick if quick else {})).examine(case, Context())
+            samples = 0 if case.fit is None else len(case.fit)
+            said = f"{report.spent:,.0f}" if not report.skipped else f"skipped: {report.reason}"
+            rows.append(f"| [{method.card.name}](methods/detectors/{method.card.name}.md) | {modality} | "
+                        f"{case.subject.classes} | {samples} | {said} |")
+    head = "| method | modality | classes | clean samples | passes, default parameters, no limit |\n|---|---|---|---|---|\n"
+    return head + "\n".join(rows)
+
+
 # The hook's entry points; MkDocs calls them by name.
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    return markdown.replace("<!-- passes -->", passes_table()) if "<!-- passes -->" in markdown else markdown
 
 
 def on_config(config: Any) -> Any:

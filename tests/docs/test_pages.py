@@ -57,6 +57,13 @@ def test_comments_become_meanings() -> None:
     assert "tokens in the trigger" in GENERATOR.meanings(TextInversion)["words"]
 
 
+def test_the_table_of_passes_is_measured() -> None:
+    table = GENERATOR.passes_table(quick=True)
+    row = next(line for line in table.splitlines() if "text_inversion" in line)
+    assert float(row.split("|")[-2].replace(",", "")) > 100
+    assert "<!-- passes -->" in (ROOT / "docs" / "budget.md").read_text()
+
+
 @pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]), ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
     made = {(ROOT / "docs" / p.path).resolve() for p in GENERATOR.pages()}
