@@ -113,8 +113,8 @@ def passes_table(*, quick: bool = False) -> str:
             said = f"{report.spent:,.0f}" if not report.skipped else f"skipped: {report.reason}"
             rows.append(f"| [{method.card.name}](methods/detectors/{method.card.name}.md) | {modality} | "
                         f"{case.subject.classes} | {samples} | {said} |")
-    head = "| method | modality | classes | clean samples | passes, default parameters, no limit |\n|---|---|---|---|---|\n"
-    return head + "\n".join(rows)
+    head = "| method | modality | classes | clean samples | passes, default parameters, no limit |"
+    return "\n".join([head, "|---|---|---|---|---|", *rows])
 
 
 # The hook's entry points; MkDocs calls them by name.
