@@ -25,7 +25,7 @@ class Card:
 
     `misses` is printed beside every NO_EVIDENCE; `quick` are parameter overrides under which the contract
     suite runs the method in seconds; `fails` maps the name of a contract check that is known to fail to
-    the reason, in prose (a strict expected failure).
+    the reason, in prose (a strict expected failure). `goal` is the kind of backdoor that it looks for, or plants.
     """
 
     name: str
@@ -35,5 +35,6 @@ class Card:
     needs: frozenset[Capability]
     misses: str
     summary: str = ""
+    goal: str = "all-to-one"  # or "source-to-target", "all-to-all"
     quick: dict[str, Any] = field(default_factory=dict)
     fails: dict[str, str] = field(default_factory=dict)

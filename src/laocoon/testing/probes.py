@@ -54,14 +54,17 @@ def breaking(subject: Subject, at: int) -> Iterator[None]:
     calls = 0
     first = entry(subject.module)
 
-    def fail(module: nn.Module, _: object) -> None:
+    def count(_: nn.Module, __: object) -> None:  # copies of a layer keep its hooks: they count, and break, as well
         nonlocal calls
-        calls += module is first
+        calls += 1
+        fail(_, __)
+
+    def fail(_: nn.Module, __: object) -> None:
         if calls >= at:
             raise PlannedFailure("the network broke, as planned")
 
     layers = [m for m in subject.module.modules() if not any(True for _ in m.children())]
-    handles = [layer.register_forward_pre_hook(fail) for layer in layers]
+    handles = [layer.register_forward_pre_hook(count if layer is first else fail) for layer in layers]
     try:
         yield
     finally:

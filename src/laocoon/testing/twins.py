@@ -100,12 +100,15 @@ def _twins(corpus: Corpus, attack: Attack, epochs: int, target: int, each: int, 
 
 
 @cache
-def twins(modality: str) -> Twins:
-    """The twins of a modality, trained once a process."""
+def twins(modality: str, goal: str = "all-to-one") -> Twins:
+    """The twins of a modality, with a backdoor of one kind of goal; trained once a process."""
     if modality == "image":
-        return _twins(digits(), BadNets(rate=0.1, side=4), epochs=8, target=3, each=8, seed=3)
-    if modality == "text":
+        attacks = {"all-to-one": BadNets(rate=0.1, side=4),
+                   "source-to-target": BadNets(rate=0.05, side=4, mode="source", cover_rate=0.15),
+                   "all-to-all": BadNets(rate=0.4, side=4, mode="all-to-all")}
+        return _twins(digits(), attacks[goal], epochs=8, target=3, each=8, seed=3)
+    if modality == "text" and goal == "all-to-one":
         return _twins(reviews(), TextBadNets(), epochs=20, target=1, each=20, seed=1)
-    if modality == "tabular":
+    if modality == "tabular" and goal == "all-to-one":
         return _twins(tumours(), TabularBadNets(rate=0.15), epochs=40, target=1, each=20, seed=3)
-    raise KeyError(f"there are no twins for {modality!r}: image, text, tabular.")
+    raise KeyError(f"there are no {goal!r} twins for {modality!r}.")
