@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -17,12 +17,14 @@ class Samples:
     inputs: Tensor
     labels: Tensor
     labelled: bool = True  # False: `labels` are the model's predictions
+    notes: tuple[str, ...] = ()  # what was assumed, skipped or missing when they were read
+    class_names: tuple[str, ...] = ()  # of the labels, where the data names them; for the reader only
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def to(self, device: object) -> Samples:
-        return Samples(self.inputs.to(device), self.labels.to(device), self.labelled)  # type: ignore[call-overload]
+        return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True, eq=False)

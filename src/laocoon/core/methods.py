@@ -49,6 +49,9 @@ class TriggerFamily(Protocol):
     def select(self, trigger: Mapping[str, Tensor], arms: Tensor) -> dict[str, Tensor]:
         """The arms named by an index tensor."""
 
+    def shrink(self, trigger: Mapping[str, Tensor], factor: Tensor) -> dict[str, Tensor]:
+        """The same triggers, weaker by a factor in [0, 1] per arm: the natural control at a candidate's size."""
+
     def largest(self, like: Tensor) -> float:
         """A size past which a trigger replaces the input rather than marks it."""
 

@@ -33,5 +33,8 @@ class Additive:
     def select(self, trigger: Mapping[str, Tensor], arms: Tensor) -> dict[str, Tensor]:
         return {k: v[arms] for k, v in trigger.items()}
 
+    def shrink(self, trigger: Mapping[str, Tensor], factor: Tensor) -> dict[str, Tensor]:
+        return {"delta": trigger["delta"] * factor[:, None, None, None]}
+
     def largest(self, like: Tensor) -> float:
         return 80.0

@@ -57,5 +57,11 @@ class Generator:
     def select(self, trigger: Mapping[str, Tensor], arms: Tensor) -> dict[str, Tensor]:
         return {k: v[arms] for k, v in trigger.items()}
 
+    def shrink(self, trigger: Mapping[str, Tensor], factor: Tensor) -> dict[str, Tensor]:
+        scaled = dict(trigger)
+        scaled["second"] = trigger["second"] * factor[:, None, None, None, None]
+        scaled["shift"] = trigger["shift"] * factor[:, None]
+        return scaled
+
     def largest(self, like: Tensor) -> float:
         return 0.9 * self.bound * 255

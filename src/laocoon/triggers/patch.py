@@ -39,5 +39,8 @@ class Patch:
     def select(self, trigger: Mapping[str, Tensor], arms: Tensor) -> dict[str, Tensor]:
         return {k: v[arms] for k, v in trigger.items()}
 
+    def shrink(self, trigger: Mapping[str, Tensor], factor: Tensor) -> dict[str, Tensor]:
+        return {"mask": trigger["mask"] * factor[:, None, None, None], "pattern": trigger["pattern"]}
+
     def largest(self, like: Tensor) -> float:
         return 0.4 * like.shape[-1] * like.shape[-2]

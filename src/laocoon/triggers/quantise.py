@@ -34,5 +34,8 @@ class Quantise:
     def select(self, trigger: Mapping[str, Tensor], arms: Tensor) -> dict[str, Tensor]:
         return {k: v[arms] for k, v in trigger.items()}
 
+    def shrink(self, trigger: Mapping[str, Tensor], factor: Tensor) -> dict[str, Tensor]:
+        return {"levels": 2 + (trigger["levels"] - 2) / factor.clamp_min(1e-3)}
+
     def largest(self, like: Tensor) -> float:
         return 80.0

@@ -45,5 +45,11 @@ class Tone:
     def select(self, trigger: Mapping[str, Tensor], arms: Tensor) -> dict[str, Tensor]:
         return {k: v[arms] for k, v in trigger.items()}
 
+    def shrink(self, trigger: Mapping[str, Tensor], factor: Tensor) -> dict[str, Tensor]:
+        f = factor[:, None]
+        still = torch.eye(trigger["matrix"].shape[-1]).to(trigger["matrix"])
+        return {"matrix": still + f[..., None] * (trigger["matrix"] - still), "offset": f * trigger["offset"],
+                "curve": f * trigger["curve"]}
+
     def largest(self, like: Tensor) -> float:
         return 80.0

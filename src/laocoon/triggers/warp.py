@@ -50,5 +50,8 @@ class Warp:
     def select(self, trigger: Mapping[str, Tensor], arms: Tensor) -> dict[str, Tensor]:
         return {k: v[arms] for k, v in trigger.items()}
 
+    def shrink(self, trigger: Mapping[str, Tensor], factor: Tensor) -> dict[str, Tensor]:
+        return {"flow": trigger["flow"] * factor[:, None, None, None]}
+
     def largest(self, like: Tensor) -> float:
         return 0.2 * like.shape[-1]

@@ -1,0 +1,109 @@
+"""Trigger inversion over several trigger families, every target class at once.
+
+After Neural Cleanse (Wang et al., S&P 2019) for patch and mask; the other families run through the same engine
+(`recipes/inversion.py`). Departures: all classes are arms of one batch; the weight of the size term moves
+continuously; above `most` classes a short screening keeps the most promising arms and as many random ones
+(K-Arm, Shen et al., ICML 2021, as successive halving), so that the reference stays representative.
+
+The statistic of a class is log(median size / size): scale-free, comparable across models. The published decision
+rule (an outlier index within the model) is not used: it fires on half of all clean models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from laocoon.core.candidate import Candidate
+from laocoon.core.card import Capability, Card
+from laocoon.core.cases import ModelCase, Samples
+from laocoon.core.context import Context
+from laocoon.core.goal import all_to_one
+from laocoon.core.methods import Detector, TriggerFamily
+from laocoon.core.report import Finding
+from laocoon.recipes.folding import folded
+from laocoon.recipes.inversion import Forward, Recovered, Search, invert
+from laocoon.triggers.additive import Additive
+from laocoon.triggers.generator import Generator
+from laocoon.triggers.patch import Patch
+from laocoon.triggers.tone import Tone
+from laocoon.triggers.warp import Warp
+
+FAMILIES: dict[str, TriggerFamily] = {f.name: f for f in (Patch(), Additive(), Warp(), Tone(), Generator())}
+
+SHARE = {"patch": 1.0, "additive": 0.8, "warp": 0.6, "tone": 0.5, "generator": 1.0}  # of `steps`
+
+
+@dataclass(frozen=True)
+class TriggerInversion(Detector):
+    """Search the smallest trigger of every family towards every class."""
+
+    families: tuple[str, ...] = ("patch", "additive", "warp", "tone")
+    steps: int = 80  # of the patch search; the smoother families need fewer
+    batch: int = 20  # samples per class and step
+    most: int = 24  # above so many classes, screen first
+    keep: int = 3  # candidates handed on, per family
+
+    card: ClassVar[Card] = Card(
+        name="trigger_inversion", paper="Neural Cleanse (2019), K-Arm (2021), extended to four trigger families",
+        url="https://doi.org/10.1109/SP.2019.00031", modalities=frozenset({"image"}),
+        needs=frozenset({Capability.GRADIENT, Capability.CLEAN}),
+        summary="Searches the smallest patch, perturbation, warp and photo filter towards every class, in one batch.",
+        misses="sample-specific and quantisation triggers; triggers towards most classes at once, which make a small "
+               "size the norm; source-specific triggers that need their source class",
+        quick={"families": ("patch",), "steps": 30, "batch": 16})
+
+    def findings(self, case: ModelCase, ctx: Context) -> Iterator[Finding | Candidate]:
+        assert case.fit is not None
+        classes = case.subject.classes
+        forward = folded(case.subject.module, case.fit.inputs[:4])
+        everything = torch.arange(classes)[:, None].expand(classes, classes)
+        for number, name in enumerate(self.families):
+            family = FAMILIES[name]
+            search = Search(steps=max(1, round(self.steps * SHARE[name])), batch=self.batch)
+
+            def note(share: float, _: Tensor, *, n: int = number, f: str = name) -> None:
+                ctx.progress(self.card.name, (n + share) / len(self.families), f"searching {f} triggers")
+
+            arms, found = self._search(forward, family, everything, case.fit, search, ctx, note)
+            yield from self._judge(arms, found, family, classes)
+
+    def _search(self, forward: Forward, family: TriggerFamily, everything: Tensor, fit: Samples, search: Search,
+                ctx: Context, note: object) -> tuple[Tensor, Recovered]:
+        classes = len(everything)
+        if classes <= self.most:
+            return torch.arange(classes), invert(forward, family, everything, fit, search, ctx, note=note)  # type: ignore[arg-type]
+        brief = Search(steps=max(6, min(25, 2400 // classes)), batch=max(6, min(self.batch, 3200 // classes)),
+                       start=search.start)
+        first = invert(forward, family, everything, fit, brief, ctx)
+        half = self.most // 2
+        score = first.effective * (1.5 - first.success)
+        promising = score.argsort()[:half].cpu()
+        rest = torch.ones(classes, dtype=torch.bool)
+        rest[promising] = False
+        others = rest.nonzero().flatten()
+        others = others[torch.randperm(len(others), generator=ctx.rng)[:half]]
+        arms = torch.cat([promising, others]).sort().values
+        start = {k: v.detach() for k, v in family.select(first.trigger, arms.to(fit.inputs.device)).items()}
+        return arms, invert(forward, family, everything[arms], fit, search, ctx, start=start, note=note)  # type: ignore[arg-type]
+
+    def _judge(self, arms: Tensor, found: Recovered, family: TriggerFamily,
+               classes: int) -> Iterator[Finding | Candidate]:
+        logs = found.effective.log().cpu()
+        margin = logs.median() - logs
+        for row in margin.argsort(descending=True).tolist():
+            target, size, success = int(arms[row]), float(found.size[row]), float(found.success[row])
+            yield Finding(
+                rule=f"trigger_inversion.{family.name}", where=f"class {target}", score=float(margin[row]),
+                target_classes=(target,),
+                explanation=f"a {family.name} trigger of {size:.3g} {family.unit} sends {success:.0%} of the samples "
+                            f"to class {target}; the median class needs {float(found.effective.median()):.3g}",
+                numbers={"size": size, "success": success})
+        for row in margin.argsort(descending=True)[:self.keep].tolist():
+            one = family.select(found.trigger, torch.tensor([row], device=found.size.device))
+            yield Candidate(family, {k: v.detach() for k, v in one.items()}, all_to_one(int(arms[row]), classes),
+                            float(found.size[row]), float(found.success[row]), self.card.name)

@@ -1,0 +1,52 @@
+"""Recovered triggers on disk: safetensors with a JSON header, so that a scan can be resumed and evidence kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from laocoon.core.candidate import Candidate
+from laocoon.core.catalogue import modules
+from laocoon.core.goal import ClassGoal
+from laocoon.core.methods import TriggerFamily
+
+
+def families() -> dict[str, TriggerFamily]:
+    """Every trigger family that can be made without arguments, by name."""
+    found: dict[str, TriggerFamily] = {}
+    for module in modules("laocoon.triggers"):
+        for member in vars(module).values():
+            if isinstance(member, type) and member.__module__ == module.__name__ and hasattr(member, "stamp"):
+                try:
+                    family = member()
+                except TypeError:
+                    continue  # needs facts of the model (a vocabulary, a schema)
+                found[family.name] = family
+    return found
+
+
+def save_candidates(path: Path, candidates: Sequence[Candidate]) -> None:
+    """Write candidates whose goal is a ClassGoal; others are left out."""
+    kept = [c for c in candidates if isinstance(c.goal, ClassGoal) and c.family.name in families()]
+    leaves = {f"{i}.{k}": v.detach().cpu().contiguous() for i, c in enumerate(kept) for k, v in c.trigger.items()}
+    facts = [{"family": c.family.name, "destinations": list(c.goal.destinations) if isinstance(c.goal, ClassGoal) else [],
+              "size": c.size, "success": c.success, "method": c.method} for c in kept]
+    save_file(leaves, str(path), metadata={"laocoon": json.dumps(facts)})
+
+
+def load_candidates(path: Path) -> list[Candidate]:
+    """Read what `save_candidates` wrote."""
+    known = families()
+    with safe_open(str(path), framework="pt") as file:  # type: ignore[no-untyped-call]
+        facts = json.loads((file.metadata() or {}).get("laocoon", "[]"))
+        leaves = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    found = []
+    for i, fact in enumerate(facts):
+        trigger = {k.partition(".")[2]: v for k, v in leaves.items() if k.partition(".")[0] == str(i)}
+        found.append(Candidate(known[fact["family"]], trigger, ClassGoal(tuple(fact["destinations"])), fact["size"],
+                               fact["success"], fact["method"]))
+    return found

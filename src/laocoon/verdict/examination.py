@@ -1,0 +1,122 @@
+"""Run the methods of a schedule on a case: the one place that survives a method's crash."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from laocoon import __version__
+from laocoon.core.candidate import Candidate
+from laocoon.core.cases import ModelCase, Samples
+from laocoon.core.context import Context
+from laocoon.core.errors import InputError
+from laocoon.core.methods import Detector
+from laocoon.core.report import Report
+from laocoon.recipes.fit import predictions
+from laocoon.verdict.schedule import Schedule
+
+
+@dataclass(frozen=True, eq=False)
+class Examined:
+    """Reports in schedule order and the triggers recovered on the way."""
+
+    reports: tuple[Report, ...]
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Samples made ready: `fit` and `held` are disjoint, stratified by class, and hold what the model gets right."""
+
+    fit: Samples | None
+    held: Samples | None
+    accuracy: float | None  # on labelled samples
+    given: int
+
+
+def prepare(case_module: Callable[[torch.Tensor], torch.Tensor], samples: Samples | None, seed: int,
+            classes: int, share: float = 2 / 3) -> Prepared:
+    """Split clean samples. Misclassified ones are left out where enough remain: they count as success for nothing."""
+    if samples is None or len(samples) == 0:
+        return Prepared(None, None, None, 0)
+    if not bool(torch.isfinite(samples.inputs.float()).all()):
+        raise InputError("the clean samples hold values that are not finite.", "Check how they were made.")
+    said = predictions(case_module, samples.inputs, 256)
+    right = said == samples.labels
+    accuracy = float(right.float().mean()) if samples.labelled else None
+    keep = right.nonzero().flatten()
+    if len(keep) < max(8, min(4 * classes, len(samples) // 3)):
+        keep = torch.arange(len(samples))
+    rng = torch.Generator().manual_seed(seed)
+    fit, held = [], []
+    for label in samples.labels[keep].unique().tolist():
+        members = keep[samples.labels[keep] == label]
+        members = members[torch.randperm(len(members), generator=rng)]
+        cut = max(1, round(len(members) * share)) if len(members) > 1 else len(members)
+        fit.append(members[:cut])
+        held.append(members[cut:])
+    f, h = torch.cat(fit).sort().values, torch.cat(held).sort().values
+    pick = lambda i: Samples(samples.inputs[i], samples.labels[i], samples.labelled)  # noqa: E731
+    return Prepared(pick(f), pick(h) if len(h) else None, accuracy, len(samples))
+
+
+def run(schedule: Schedule, case: ModelCase, root: Context, resume: Path | None = None) -> Examined:
+    """Examine; a method that crashes gives an incomplete report, never silence. Results are written as they come."""
+    reports, candidates = [], []
+    for number, method in enumerate(schedule.methods):
+        ctx = root.child(root.left, method.card.name)
+        total = len(schedule.methods)
+
+        def progress(name: str, share: float, note: str, *, k: int = number, n: int = total) -> None:
+            root.progress(name, (k + max(0.0, share)) / n if share >= 0 else -1.0, note)
+
+        ctx.progress = progress
+        progress(method.card.name, 0.0, "")
+        stored = resume / f"{method.card.name}.json" if resume else None
+        if stored is not None and stored.exists():
+            report, found = _restore(stored)
+        else:
+            report = _survive(method, case, ctx)
+            found = list(ctx.candidates)
+            if stored is not None:
+                _store(stored, report, found)
+        root.spent += report.spent
+        reports.append(report)
+        candidates.extend(found)
+    root.progress("", 1.0, "")
+    return Examined(tuple(reports), tuple(candidates))
+
+
+def _survive(method: Detector, case: ModelCase, ctx: Context) -> Report:
+    try:
+        return method.examine(case, ctx)
+    except Exception as error:  # a crash is INCONCLUSIVE, whatever it was: foreign models do anything
+        reason = f"{method.card.name} failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return Report(method=method.card.name, params=asdict(method), findings=(), examined=(),  # type: ignore[call-overload]
+                      skipped=(method.card.name,), reason=reason[:300], subject=case.subject.provenance.sha256,
+                      seed=ctx.seed, spent=ctx.spent, seconds=0.0, version=__version__, complete=False)
+
+
+def _store(path: Path, report: Report, found: list[Candidate]) -> None:
+    from laocoon.files.candidates import save_candidates
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_candidates(path.with_suffix(".safetensors"), found)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(report.to_dict()))
+    part.replace(path)
+
+
+def _restore(path: Path) -> tuple[Report, list[Candidate]]:
+    from laocoon.files.candidates import load_candidates
+
+    try:
+        report = Report.from_dict(json.loads(path.read_text()))
+        return report, load_candidates(path.with_suffix(".safetensors"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path.name} in the resume folder cannot be read ({error}).",
+                         "Delete it, or resume into an empty folder.") from None

@@ -1,0 +1,74 @@
+"""Which methods a budget runs, in order of cost. Budgets nest and share settings, so that one set of reference
+measurements serves them all: a statistic means the same at every budget that computes it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from laocoon.core.catalogue import classes
+from laocoon.core.context import Context
+from laocoon.core.errors import InputError
+from laocoon.core.methods import Detector
+
+# Cheapest first. `quick` is seconds; `default` minutes on a laptop; `deep` adds what is dear.
+STAGES: dict[str, tuple[str, ...]] = {
+    "quick": ("architectural_backdoor", "weight_sanity", "potrojan", "head_statistics", "head_probes", "trodo",
+              "neuron_stimulation", "trigger_inversion"),
+    "default": ("mm_bd", "ban", "feature_decoupling", "all_to_all_inversion", "text_inversion", "tabular_inversion"),
+    "deep": ("pair_inversion",),
+}
+ORDER = ("quick", "default", "deep")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The methods of a scan and the allowance in passes."""
+
+    budget: str
+    methods: tuple[Detector, ...]
+    passes: float
+
+
+def available() -> dict[str, type[Detector]]:
+    """Every installed detector by name, plug-ins included."""
+    return {d.card.name: d for d in classes("laocoon.detectors", Detector)}  # type: ignore[type-abstract]
+
+
+def plan(budget: str, wanted: Sequence[str] | None = None) -> Schedule:
+    """The schedule of a budget: `quick`, `default`, `deep` or a number of passes (then everything, until it is spent).
+
+    wanted: names of methods; a leading '-' leaves one out; otherwise only those named run.
+    """
+    known = available()
+    if budget in ORDER:
+        names = [n for stage in ORDER[:ORDER.index(budget) + 1] for n in STAGES[stage]]
+        passes = float("inf")
+    else:
+        try:
+            passes = float(budget)
+        except ValueError:
+            raise InputError(f"budget is {budget!r}.", "It is quick, default, deep or a number of passes.") from None
+        if not 1 <= passes < float("inf"):
+            raise InputError(f"budget is {budget!r}.", "A number of passes is at least 1.")
+        names = [n for stage in ORDER for n in STAGES[stage]]
+    named = [n for stage in ORDER for n in STAGES[stage]]
+    names += [n for n in known if n not in named]  # plug-ins run at every budget, last
+    for word in wanted or ():
+        if (name := word.removeprefix("-")) not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise InputError(f"there is no method {name!r}.{hint}", f"Methods: {', '.join(sorted(known))}.")
+    only = [w for w in wanted or () if not w.startswith("-")]
+    without = {w[1:] for w in wanted or () if w.startswith("-")}
+    chosen = [n for n in (dict.fromkeys([*[m for m in named if m in only], *only]) if only else names)
+              if n in known and n not in without]
+    if not chosen:
+        raise InputError("no method is left to run.", "Name fewer methods with a leading '-'.")
+    return Schedule(budget, tuple(known[n]() for n in chosen), passes)
+
+
+def context_for(schedule: Schedule, root: Context, method: Detector) -> Context:
+    """A method's own context: what is left of the allowance."""
+    return root.child(root.left, method.card.name)
