@@ -46,7 +46,7 @@ class TriggerInversion(Detector):
     steps: int = 80  # of the patch search; the smoother families need fewer
     batch: int = 20  # samples per class and step
     most: int = 24  # above so many classes, screen first
-    keep: int = 3  # candidates handed on, per family
+    keep: int = 10  # candidates handed on, per family: the best and, as natural controls, the next
 
     card: ClassVar[Card] = Card(
         name="trigger_inversion", paper="Neural Cleanse (2019), K-Arm (2021), extended to four trigger families",

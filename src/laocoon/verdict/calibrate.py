@@ -1,0 +1,123 @@
+"""The reference file: what clean models look like to every method, and the p-value of a score.
+
+The file holds, for every clean model of the calibration split, the statistics of every rule. A scan that computed
+only some rules (a smaller budget, a skipped method) is compared with the same rules of the references, so that the
+null always belongs to what was really computed. Planted models of the fusion split give the power table.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from laocoon.core.report import Calibration, Power
+from laocoon.recipes.conformal import binomial_interval, p_value, rank
+from laocoon.verdict.fuse import Fused, Scale, fuse
+
+
+@dataclass(frozen=True)
+class Row:
+    """One reference model: its statistics and what is public about it."""
+
+    digest: str
+    data: str
+    architecture: str
+    kind: str  # "clean" or the name of what was planted
+    classes: int
+    table: Mapping[str, Sequence[float | None]]
+    attack_success: float | None = None
+    targets: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The fitted file."""
+
+    scales: Mapping[str, Scale]
+    clean: tuple[Row, ...]
+    planted: tuple[Row, ...]
+    core: tuple[str, ...]
+    provenance: Mapping[str, Any]
+    digest: str
+
+    def restricted(self, row: Row, rules: frozenset[str]) -> Fused:
+        """A reference model's score from the same rules as the subject's."""
+        return fuse({r: v for r, v in row.table.items() if r in rules}, self.scales, row.classes)
+
+    def scores(self, rules: frozenset[str]) -> list[float]:
+        return [self.restricted(row, rules).score for row in self.clean]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Facts of a scan that decide whether the references speak for it."""
+
+    modality: str
+    classes: int
+    per_class: float  # clean samples a class
+    accuracy: float | None
+
+
+def parse(text: str) -> Reference:
+    """A reference from its JSON."""
+    data = json.loads(text)
+    scales = {r: Scale(*v) for r, v in data["scales"].items()}
+    row = lambda d: Row(d["digest"], d["data"], d["architecture"], d["kind"], d["classes"], d["table"],  # noqa: E731
+                        d.get("attack_success"), tuple(d.get("targets", ())))
+    return Reference(scales, tuple(map(row, data["clean"])), tuple(map(row, data["planted"])),
+                     tuple(data["core"]), data["provenance"], hashlib.sha256(text.encode()).hexdigest()[:16])
+
+
+@functools.cache
+def shipped() -> Reference:
+    """The reference file that comes with the package."""
+    return parse((files("laocoon.verdict") / "reference.json").read_text(encoding="utf-8"))
+
+
+def widening(profile: Profile) -> tuple[float, str]:
+    """Factor on p fixed beforehand, and why; infinity outside every profile."""
+    if profile.modality != "image":
+        return float("inf"), f"no reference models for {profile.modality}"
+    if profile.classes < 4 or profile.classes > 1000:
+        return float("inf"), f"no reference models with {profile.classes} classes (references: 10 to 43)"
+    if profile.per_class and profile.per_class < 3:
+        return float("inf"), f"{profile.per_class:.1f} clean samples a class; references have 20"
+    factor, why = 1.0, []
+    if profile.classes > 100:
+        factor, why = factor * 2, [*why, f"{profile.classes} classes against 10 to 43 in the references"]
+    if profile.per_class and profile.per_class < 8:
+        factor, why = factor * 1.5, [*why, f"{profile.per_class:.0f} clean samples a class against 20"]
+    if profile.accuracy is not None and profile.accuracy < 0.3:
+        factor, why = factor * 2, [*why, f"accuracy {profile.accuracy:.0%}, below that of the references"]
+    return factor, "; ".join(why)
+
+
+def calibrate(fused: Fused, rules: frozenset[str], profile: Profile, reference: Reference,
+              name: str) -> tuple[float | None, Calibration]:
+    """The conformal p-value (None where no reference speaks for the subject) and what it rests on."""
+    factor, why = widening(profile)
+    null = reference.scores(rules)
+    place = rank(fused.score, null)
+    if factor == float("inf") or not null:
+        return None, Calibration(name, len(null), place, 1.0, 0.0, reference.digest, why or "no references")
+    p = min(1.0, p_value(fused.score, null) * factor)
+    return p, Calibration(name, len(null), place, factor, 0.0, reference.digest, why)
+
+
+def similar_power(rules: frozenset[str], profile: Profile, reference: Reference, alpha: float) -> tuple[Power, ...]:
+    """Found of tried per planted kind (attack success of 90 % or more), among references of the nearest class count."""
+    null = reference.scores(rules)
+    counts = sorted({row.classes for row in reference.planted}, key=lambda c: abs(c - profile.classes))
+    found: dict[str, list[bool]] = {}
+    for row in reference.planted:
+        if (row.attack_success or 0) < 0.9 or (counts and row.classes != counts[0]):
+            continue
+        hit = p_value(reference.restricted(row, rules).score, null) <= alpha
+        found.setdefault(row.kind, []).append(hit)
+    return tuple(Power(kind, sum(hits), len(hits), *binomial_interval(sum(hits), len(hits)), "similar reference models",
+                       kind in reference.core) for kind, hits in sorted(found.items()))

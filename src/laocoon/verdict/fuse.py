@@ -1,0 +1,78 @@
+"""From the statistics of all methods to one scalar and one score per class.
+
+Every rule's statistic is put on the scale of the clean models of the fusion split: z = (s − location) / spread,
+where location and spread describe a clean model's *largest* value over its classes (so the number of classes and the
+look over all of them are paid for there). z is clipped, weighted and added over the rules that point to the same
+class, because a planted class is odd to several methods at once and a natural oddity to one; rules that name no class
+stand alone. The score is a soft maximum. It says nothing about probability: that is the conformal step's work.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from laocoon.core.report import Report
+
+Statistics = Mapping[str, Sequence[float | None]]  # rule -> value per class, or one value for rules without a class
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a rule's largest value looks like on clean models, and how much the rule counts."""
+
+    location: float
+    spread: float
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Fused:
+    """score; per-class scores on the same scale; contributions of each rule to the score, largest first."""
+
+    score: float
+    classes: tuple[float, ...]
+    target_classes: tuple[int, ...]
+    contributions: tuple[tuple[str, float], ...]
+
+
+def statistics(reports: Sequence[Report], classes: int) -> dict[str, list[float | None]]:
+    """Per rule, the largest finding per class, [classes]; one value, [1], for rules that name no single class."""
+    table: dict[str, list[float | None]] = {}
+    for report in reports:
+        for f in report.findings:
+            if not math.isfinite(f.score) or f.conclusive:
+                continue
+            single = len(f.target_classes) == 1 and 0 <= f.target_classes[0] < classes
+            row = table.setdefault(f.rule, [None] * classes if single else [None])
+            place = f.target_classes[0] if single and len(row) == classes else 0
+            old = row[place]
+            row[place] = f.score if old is None else max(old, f.score)
+    return table
+
+
+def fuse(table: Statistics, scales: Mapping[str, Scale], classes: int, *, lower: float = 0.0,
+         upper: float = 6.0) -> Fused:
+    """Combine what is there; a rule without a scale, or not computed, adds nothing."""
+    per_class = [0.0] * classes
+    alone: list[float] = []
+    parts: dict[str, float] = {}
+    for rule, values in table.items():
+        scale = scales.get(rule)
+        if scale is None or scale.weight <= 0:
+            continue
+        z = [scale.weight * min(max((v - scale.location) / scale.spread, lower), upper) if v is not None else 0.0
+             for v in values]
+        parts[rule] = max(z)
+        if len(values) == classes and len(values) > 1:
+            per_class = [a + b for a, b in zip(per_class, z, strict=True)]
+        else:
+            alone.append(max(z))
+    everything = per_class + alone
+    top = max(everything, default=0.0)
+    score = top + math.log(sum(math.exp(v - top) for v in everything) or 1.0) - math.log(max(1, len(everything)))
+    order = sorted(range(classes), key=lambda c: -per_class[c])
+    named = tuple(c for c in order if per_class[c] > 0)[:5]
+    ranked = tuple(sorted(((r, round(v, 3)) for r, v in parts.items() if v > 0), key=lambda item: -item[1]))
+    return Fused(score, tuple(per_class), named, ranked)
