@@ -65,14 +65,24 @@ def open_onnx(path: Path, options: ModelOptions) -> RawModel:
     return open_bytes(path.read_bytes(), path.name, path.parent, options, "onnx")
 
 
-def open_bytes(data: bytes, name: str, folder: Path | None, options: ModelOptions, origin: str) -> RawModel:
-    """A model from the bytes of an ONNX file; `folder` is where its external data may lie."""
+def inspect(path: Path) -> None:
+    """The static checks alone; raises what they find."""
+    check(_parsed(path.read_bytes(), path.name), path.name, path.parent)
+
+
+def _parsed(data: bytes, name: str) -> ModelProto:
     model = ModelProto()
     try:
         model.ParseFromString(data)
     except (DecodeError, RuntimeError) as error:
         raise BrokenFile(f"{name} is not a complete ONNX file ({first_line(error)}).",
                          "It is truncated or damaged: fetch it again.") from error
+    return model
+
+
+def open_bytes(data: bytes, name: str, folder: Path | None, options: ModelOptions, origin: str) -> RawModel:
+    """A model from the bytes of an ONNX file; `folder` is where its external data may lie."""
+    model = _parsed(data, name)
     check(model, name, folder)
     if model.functions:
         try:

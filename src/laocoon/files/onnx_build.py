@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,7 @@ _NOT_TRAINED = frozenset({
     "Max", "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "OneHot", "DynamicQuantizeLinear",
 })
 _KNOWN_DOMAINS = frozenset({"", "com.microsoft"})
-_RESERVED = frozenset(dir(nn.Module())) | {"base", "origins", "seen", "full", "lean", "kept", "cacheable", "constants",
+_RESERVED = frozenset(dir(nn.Module())) | {"base", "origins", "seen", "steps", "full", "lean", "kept", "cacheable", "constants",
                                            "function", "op", "node", "input_slots", "output_slots", "output_names"}
 
 
@@ -64,8 +65,11 @@ class Builder:
         self.steps: list[Step] = []
         self.parameters: dict[str, nn.Parameter] = {}
         self.moved: dict[str, int] = {}
-        self.taken: set[str] = set()
+        self.taken: set[str] = set()  # paths of layers
+        self.scopes: set[str] = set()  # paths that hold layers
+        self.shared: Counter[str] = Counter()  # nodes in each scope of the file's own names
         self.nodes: list[Node] = []
+        self.ranks: dict[str, int] = {i.name: len(i.type.tensor_type.shape.dim) for i in graph.input}
         self.prefixes: set[str] = set()
         self.scope: list[str] = []  # of the layer placed last
 
@@ -86,6 +90,7 @@ class Builder:
         for node in self.nodes:
             parts = scope_of(node.name)[:-1]
             self.prefixes.update(".".join(parts[:i]) for i in range(1, len(parts)))
+            self.shared[".".join(parts)] += 1
         for node in self.nodes:
             self._step(node)
         outputs = [o.name for o in self.graph.output]
@@ -236,6 +241,8 @@ class Builder:
                for i, n in enumerate(node.inputs) if n and n not in self.constants) and not host:
             self.module.cacheable = False  # a shape that depends on data
         function = self._function(node)
+        for name in node.outputs:
+            self.ranks[name] = self._rank(node)
         inputs: list[int] = []
         held: list[tuple[int, Constant]] = []
         for position, name in enumerate(node.inputs):
@@ -257,22 +264,35 @@ class Builder:
         outputs = tuple(self._slot(o or f"\0unused {node.name} {i}") for i, o in enumerate(node.outputs))
         if host:
             self.host.update(o for o in node.outputs if o)
-            self.steps.append(Step(tuple(inputs), outputs, single, True, function))
+            self.steps.append(Step(tuple(inputs), outputs, single, True, function, op=node.op))
         elif not held and node.op in VIEWS:
-            self.steps.append(Step(tuple(inputs), outputs, single, False, function))
+            self.steps.append(Step(tuple(inputs), outputs, single, False, function, op=node.op))
         else:
             self._layer(node, function, inputs, outputs, held, single)
+
+    def _rank(self, node: Node) -> int:
+        """Number of axes of a node's first output, as far as simple rules tell; 0: not known."""
+        if node.op in ("Conv", "ConvTranspose") and node.inputs[1] in self.constants:
+            return self.constants[node.inputs[1]].value.dim()
+        if node.op in ("Gemm", "Flatten"):
+            return 2
+        if node.op in VIEWS and node.op not in ("Identity", "Cast", "Transpose", "Slice", "Split", "Dropout"):
+            return 0
+        if node.op.startswith("Reduce") or node.op in ("MatMul", "Einsum", "Shape", "OneHot", "Where", "If", "ArgMax"):
+            return 0
+        return max((self.ranks.get(name, 0) for name in node.inputs), default=0)
 
     def _layer(self, node: Node, function: Function, inputs: list[int], outputs: tuple[int, ...],
                held: list[tuple[int, Constant]], single: bool) -> None:
         layer: nn.Module | None = None
         constants = dict(held)
+        rank = self.ranks.get(node.inputs[0], 0)
         if 0 not in constants and len(held) == len([n for n in node.inputs[1:] if n]):
             if not held and len(node.inputs) == 1:
-                layer = activation_for(node) or Activation(node.op, function)
+                layer = activation_for(node, rank) or Activation(node.op, function)
             elif held:
                 given = [constants[i].value if i in constants else None for i in range(1, len(node.inputs))]
-                layer = layer_for(node, given)
+                layer = layer_for(node, given, rank)
         origin = next((c.origin for _, c in held if c.origin and c.value.is_floating_point()), "")
         path = self._path(node, origin)
         if layer is not None:
@@ -289,7 +309,7 @@ class Builder:
             for position, constant in held:
                 self._hold(layer, node, position, constant, path)
         owner, key = self._place(path, layer)
-        self.steps.append(Step(tuple(inputs), outputs, single, False, None, owner, key, path))
+        self.steps.append(Step(tuple(inputs), outputs, single, False, None, owner, key, path, node.op))
 
     def _hold(self, layer: Operator, node: Node, position: int, constant: Constant, path: str) -> None:
         name = _part(constant.origin.split(".")[-1]) if constant.origin else f"constant_{position}"
@@ -312,11 +332,15 @@ class Builder:
             parts = self._scope(node)
         self.scope = parts[:-1]
         path = ".".join(parts)
+        while (above := self._above(path)) is not None:  # a layer has no layers inside: stand beside it
+            path = f"{above}_{path[len(above) + 1:]}"
         stem, number = path, 1
-        while path in self.taken or any(t.startswith(f"{path}.") for t in self.taken) or self._below(path):
+        while path in self.taken or path in self.scopes:
             number += 1
             path = f"{stem}_{number}"
         self.taken.add(path)
+        pieces = path.split(".")
+        self.scopes.update(".".join(pieces[:i]) for i in range(1, len(pieces)))
         return path
 
     def _scope(self, node: Node) -> list[str]:
@@ -325,13 +349,13 @@ class Builder:
         if len(parts) == 1:
             return [*self.scope, parts[0]]
         inner = ".".join(parts[:-1])
-        free = inner not in self.prefixes and inner not in self.taken and not self._below(inner)
+        free = inner not in self.prefixes and inner not in self.taken and self.shared[inner] == 1
         return parts[:-1] if free else parts
 
-    def _below(self, path: str) -> bool:
-        """Is there a layer at a beginning of this path?"""
+    def _above(self, path: str) -> str | None:
+        """The layer at a beginning of this path, if there is one."""
         parts = path.split(".")
-        return any(".".join(parts[:i]) in self.taken for i in range(1, len(parts)))
+        return next((p for i in range(1, len(parts)) if (p := ".".join(parts[:i])) in self.taken), None)
 
     def _place(self, path: str, layer: nn.Module) -> tuple[nn.Module, str]:
         owner: nn.Module = self.module

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 CACHED_SHAPES = 16
@@ -37,6 +38,7 @@ class Step:
     owner: nn.Module | None = None
     key: str = ""
     path: str = ""
+    op: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class GraphModule(nn.Module):
         self.output_names: tuple[str, ...] = ()
         self.cacheable = True
         self.origins: dict[str, str] = {}  # key in state_dict() -> name of the initialiser in the file
+        self.steps: tuple[Step, ...] = ()
         self.full: tuple[Planned, ...] = ()
         self.lean: tuple[Planned, ...] = ()
         self.kept: tuple[int, ...] = ()  # slots worth remembering for an input shape
@@ -78,6 +81,9 @@ class GraphModule(nn.Module):
 
     def finish(self, steps: Sequence[Step]) -> None:
         """Work out when each value dies, for passes with and without remembered shape values."""
+        self.steps = tuple(steps)
+        self.seen.clear()
+        self.cacheable = self.cacheable and any(step.host for step in steps)
         held = {*self.input_slots, *self.output_slots}
         host_made = {slot for step in steps if step.host for slot in step.outputs}
         used_later = {slot for step in steps if not step.host for slot in step.inputs} | set(self.output_slots)
@@ -89,8 +95,8 @@ class GraphModule(nn.Module):
     def forward(self, *inputs: Any) -> Any:
         key = None
         remembered = None
-        if self.cacheable:
-            key = tuple((v.shape, v.device) if isinstance(v, Tensor) else v for v in inputs)
+        if self.cacheable and isinstance(inputs[0], Tensor):  # not while torch.fx traces
+            key = tuple((v.shape, v.device) for v in inputs)
             remembered = self.seen.get(key)
         values = (self.base if remembered is None else remembered).copy()
         for slot, value in zip(self.input_slots, inputs, strict=True):
@@ -116,9 +122,51 @@ class GraphModule(nn.Module):
         outputs = tuple(values[slot] for slot in self.output_slots)
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def forget(self) -> None:
-        """Drop the remembered shape values, for instance after a trial on another device."""
-        self.seen.clear()
+    def settle(self, few: Tensor, more: Tensor) -> None:
+        """Fix what does not depend on the batch: shape values that agree for two batch sizes become constants, and a
+        Reshape whose target differs in one place only gets -1 there. Later inputs must have the same shape."""
+        if not self.cacheable:
+            return
+        told = []
+        for x in (few, more):
+            self.seen.clear()
+            with torch.no_grad():
+                self._run_host(x, values := self.base.copy())
+            told.append(values)
+        base, steps = list(self.base), []
+        made = {slot for step in self.steps if step.host for slot in step.outputs}
+        moved = {slot for step in self.steps if step.call is to_device_of for slot in step.outputs}
+        for slot in made - moved:
+            a, b = told[0][slot], told[1][slot]
+            if isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a, b):
+                base[slot] = a
+        for step in self.steps:
+            if step.op == "Reshape" and not step.host and step.inputs[1] in made and base[step.inputs[1]] is None:
+                a, b = (values[step.inputs[1]].tolist() for values in told)
+                apart = [i for i, (p, q) in enumerate(zip(a, b, strict=False)) if p != q]
+                if len(a) == len(b) and len(apart) == 1 and -1 not in a:
+                    a[apart[0]] = -1
+                    base.append(a)
+                    step = replace(step, inputs=(step.inputs[0], len(base) - 1))
+            if not (step.host and all(base[slot] is not None for slot in step.outputs)):
+                steps.append(step)
+        needed = set(self.output_slots)
+        kept = []
+        for step in reversed(steps):
+            if not step.host or needed.intersection(step.outputs):
+                needed.update(step.inputs)
+                kept.append(step)
+        self.base = base
+        self.finish(kept[::-1])
+
+    def _run_host(self, x: Tensor, values: list[Any]) -> None:
+        """A pass that keeps every value."""
+        values[self.input_slots[0]] = x
+        for step in self.steps:
+            call: Any = step.call if step.owner is None else step.owner._modules[step.key]
+            result = call(*[values[i] for i in step.inputs])
+            for slot, item in zip(step.outputs, (result,) if step.single else result, strict=False):
+                values[slot] = item
 
     def links(self) -> tuple[tuple[str, str], ...]:
         """Pairs of layer names (producer, consumer) where the consumer alone reads what the producer writes."""

@@ -23,13 +23,6 @@ class Conv2d(nn.Conv2d):
         return super().forward(functional.pad(x, torch_pads(pads)))
 
 
-class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation over inputs of any rank."""
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        pass
-
-
 class Operator(nn.Module):
     """An operator with its constants as parameters or buffers: `constants` pairs positions with attribute names."""
 
@@ -119,11 +112,12 @@ def gemm(node: Node, weight: Tensor, bias: Tensor | None) -> nn.Module | None:
     return linear(weight, bias)
 
 
-def batch_norm(node: Node, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> nn.Module | None:
-    if node.integer("training_mode") or any(v.shape != mean.shape or v.dim() != 1 for v in (weight, bias, var)):
+def batch_norm(node: Node, rank: int, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> nn.Module | None:
+    kind: Any = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(rank)
+    if kind is None or node.integer("training_mode") or any(v.shape != mean.shape or v.dim() != 1 for v in (weight, bias, var)):
         return None
-    layer = BatchNorm(1, eps=node.number("epsilon", 1e-5), momentum=1 - node.number("momentum", 0.9), device="meta")
-    layer.num_features = mean.numel()
+    layer: nn.Module = kind(1, eps=node.number("epsilon", 1e-5), momentum=1 - node.number("momentum", 0.9), device="meta")
+    layer.num_features = mean.numel()  # type: ignore[assignment]
     layer.num_batches_tracked = torch.tensor(0)
     return _fill(layer, weight=weight, bias=bias, running_mean=mean, running_var=var)
 
@@ -137,8 +131,11 @@ def layer_norm(node: Node, weight: Tensor, bias: Tensor | None) -> nn.Module | N
     return _fill(layer, weight=weight, **({} if bias is None else {"bias": bias}))
 
 
-def layer_for(node: Node, constants: Sequence[Tensor | None]) -> nn.Module | None:
-    """The layer of a node whose inputs after the first are these constants (None: not given); None if there is none."""
+def layer_for(node: Node, constants: Sequence[Tensor | None], rank: int) -> nn.Module | None:
+    """The layer of a node whose inputs after the first are these constants (None: not given); None if there is none.
+
+    `rank` is that of its input, 0 where it is not known.
+    """
     given = list(constants)
     if node.op == "Conv" and given and given[0] is not None:
         return convolution(node, given[0], given[1] if len(given) > 1 else None)
@@ -147,7 +144,7 @@ def layer_for(node: Node, constants: Sequence[Tensor | None]) -> nn.Module | Non
     if node.op == "MatMul" and given and given[0] is not None and given[0].dim() == 2:
         return linear(given[0].t(), given[1] if len(given) > 1 else None)
     if node.op == "BatchNormalization" and len(given) == 4 and all(g is not None for g in given):
-        return batch_norm(node, *given)  # type: ignore[arg-type]
+        return batch_norm(node, rank, *given)  # type: ignore[arg-type]
     if node.op == "LayerNormalization" and given and given[0] is not None:
         return layer_norm(node, given[0], given[1] if len(given) > 1 else None)
     return None
@@ -159,7 +156,23 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def activation_for(node: Node) -> nn.Module | None:
-    """The activation layer of torch that does the same as a node without attributes."""
+def activation_for(node: Node, rank: int) -> nn.Module | None:
+    """The layer of torch that does the same as a node without constants, on an input of this rank."""
     make = _ACTIVATIONS.get(node.op)
-    return make() if make is not None else None
+    if make is not None:
+        return make()
+    if node.op == "GlobalAveragePool" and rank == 4:
+        return nn.AdaptiveAvgPool2d(1)
+    kernel = node.integers("kernel_shape")
+    if node.op not in ("MaxPool", "AveragePool") or kernel is None or len(kernel) != 2 or len(node.outputs) > 1:
+        return None
+    if node.integer("ceil_mode") or node.text("auto_pad", "NOTSET") not in ("NOTSET", "", "VALID"):
+        return None
+    strides, dilations = window(node, 2)
+    pads = pads_of(node, (), kernel)
+    if pads[:2] != pads[2:] or any(2 * p > k for p, k in zip(pads[:2], kernel, strict=True)):
+        return None
+    if node.op == "MaxPool":
+        return nn.MaxPool2d(kernel, strides, pads[:2], dilations)
+    return nn.AvgPool2d(kernel, strides, pads[:2], False, bool(node.integer("count_include_pad"))) \
+        if dilations == (1, 1) else None

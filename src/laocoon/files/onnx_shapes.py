@@ -42,10 +42,12 @@ def _reshape(node: Node) -> Function:
 @operator("Flatten")
 def _flatten(node: Node) -> Function:
     axis = node.integer("axis", 1)
+    if axis == 1:
+        return lambda x: x.flatten(1)
 
     def run(x: Tensor) -> Tensor:
         at = axis % x.dim() if axis < 0 else axis
-        return x.flatten(1) if at == 1 and x.dim() > 1 else x.reshape(math.prod(x.shape[:at]), -1)
+        return x.reshape(math.prod(x.shape[:at]), -1)
 
     return run
 

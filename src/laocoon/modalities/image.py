@@ -18,6 +18,7 @@ from laocoon.core.card import Capability
 from laocoon.core.errors import BrokenFile, InputError
 from laocoon.core.subject import Provenance, Subject
 from laocoon.files.bounded import Bounded
+from laocoon.files.onnx_graph import GraphModule
 from laocoon.files.wording import first_line, printable
 from laocoon.modalities.image_head import ACTIVATIONS, Head, choose_output, detect_activation, outputs_by_name
 
@@ -151,7 +152,7 @@ class ImageAdapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         result = self.core(self.prepare(x))
-        if not isinstance(result, Tensor):
+        if self.output:  # empty: the network returns one tensor
             result = outputs_by_name(result)[self.output]
         return result if self.head is None else self.head(result)
 
@@ -321,6 +322,8 @@ def _first_pass(raw: RawModel, geometry: Geometry, options: ModelOptions,
     try:
         several = _run(adapter, 4)
         if all(v.dim() and len(v) == 4 for k, v in several.items() if one[k].dim() and len(one[k]) == 1):
+            if isinstance(raw.module, GraphModule):
+                raw.module.settle(*(adapter.prepare(_probe(geometry, n)) for n in (2, 3)))
             return raw.module, raw.whole_batch, several
     except FAILURES:
         pass

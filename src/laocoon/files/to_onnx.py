@@ -1,0 +1,71 @@
+"""In the child: turn a torch program into ONNX, so that the parent gets a graph with gradients and no code."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from laocoon.core.errors import InputError
+from laocoon.files.wording import first_line
+
+SIZES = (224, 32, 28, 64, 96, 128, 256, 299, 384)
+_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, KeyError, NotImplementedError, AttributeError, AssertionError)
+
+
+def example_for(run: Callable[[Tensor], Any], shapes: Mapping[str, Sequence[int]], arguments: Mapping[str, Any]) -> Tensor:
+    """An input that the program accepts, from the options or from the shapes of its weights."""
+    channels, size = arguments.get("image_channels"), arguments.get("size")
+    if channels is None:
+        first = next((s for s in shapes.values() if len(s) == 4), None)
+        channels = int(first[1]) if first is not None and first[1] in (1, 3, 4) else 3
+    layouts = ("NCHW",) if arguments.get("layout") != "NHWC" else ("NHWC",)
+    candidates = [tuple(size)] if size else [(s, s) for s in SIZES]
+    good: list[Tensor] = []
+    reason = ""
+    for h, w in candidates:
+        for layout in layouts:
+            x = torch.rand(2, channels, h, w) if layout == "NCHW" else torch.rand(2, h, w, channels)
+            try:
+                with torch.no_grad():
+                    run(x)
+                good.append(x)
+            except _ERRORS as error:
+                reason = reason or first_line(error)
+    if not good:
+        flat = next((s for s in shapes.values() if len(s) == 2), None)
+        if flat is not None and not size:
+            x = torch.rand(2, int(flat[1]))
+            try:
+                with torch.no_grad():
+                    run(x)
+                return x
+            except _ERRORS:
+                pass
+        raise InputError(f"the model accepts no image of {channels} channels and sizes {candidates[:4]} ({reason}).",
+                         "Pass the size and the channels of its images.")
+    if len(good) > 1:
+        raise InputError("the model takes images of any size.", "Pass the height and width that it was trained on.")
+    return good[0]
+
+
+def export(module: nn.Module, example: Tensor, target: Path) -> None:
+    """Write `target`, batch norm and names kept. Tracing first: quick, and it also takes TorchScript."""
+    module.eval()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            torch.onnx.export(module, (example,), str(target), dynamo=False, input_names=["input"],
+                              dynamic_axes={"input": {0: "batch"}}, do_constant_folding=False,
+                              training=torch.onnx.TrainingMode.PRESERVE)
+        except (*_ERRORS, torch.onnx.errors.OnnxExporterError) as first:
+            if isinstance(module, torch.jit.ScriptModule):
+                raise InputError(f"the script cannot be converted to a graph with gradients ({first_line(first)}).",
+                                 "Export the model to ONNX from its source.") from first
+            shapes = ({0: torch.export.Dim("batch")},)
+            torch.onnx.export(module, (example,), str(target), dynamo=True, dynamic_shapes=shapes, external_data=False,
+                              optimize=False, verbose=False, input_names=["input"])
