@@ -9,7 +9,7 @@ from laocoon.core.report import Power, ScanReport
 from laocoon.files.wording import printable
 from laocoon.recipes.conformal import binomial_interval
 
-THIN = " "  # no-break space, before units
+SPACE = " "  # between a number and its unit
 
 
 def percent(rate: float | None) -> str:
@@ -19,7 +19,7 @@ def percent(rate: float | None) -> str:
     value = 100 * rate
     digits = 0 if value >= 1 or value == 0 else 1 if value >= 0.1 else 2
     shown = f"{value:.{digits}f}"
-    return f"{'> 99.9' if shown == '100' and value < 100 else shown}{THIN}%"
+    return f"{'> 99.9' if shown == '100' and value < 100 else shown}{SPACE}%"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -33,20 +33,20 @@ def amount(value: float) -> str:
     for unit, size in (("M", 1e6), ("k", 1e3)):
         if value >= size:
             scaled = value / size
-            return f"{scaled:.1f}{THIN}{unit}" if scaled < 10 else f"{scaled:.0f}{THIN}{unit}"
+            return f"{scaled:.1f}{SPACE}{unit}" if scaled < 10 else f"{scaled:.0f}{SPACE}{unit}"
     return f"{value:.0f}"
 
 
 def duration(seconds: float) -> str:
     """0.4 s, 12 s, 2 m 40 s, 1 h 5 m."""
     if seconds < 10:
-        return f"{seconds:.1f}{THIN}s"
+        return f"{seconds:.1f}{SPACE}s"
     whole = round(seconds)
     if whole < 60:
-        return f"{whole}{THIN}s"
+        return f"{whole}{SPACE}s"
     if whole < 3600:
-        return f"{whole // 60}{THIN}m {whole % 60}{THIN}s"
-    return f"{whole // 3600}{THIN}h {whole % 3600 // 60}{THIN}m"
+        return f"{whole // 60}{SPACE}m {whole % 60}{SPACE}s"
+    return f"{whole // 3600}{SPACE}h {whole % 3600 // 60}{SPACE}m"
 
 
 def p_sentence(report: ScanReport) -> str:
