@@ -15,9 +15,9 @@ from laocoon.core.methods import Detector
 # Cheapest first. `quick` is seconds; `default` minutes on a laptop; `deep` adds what is dear.
 STAGES: dict[str, tuple[str, ...]] = {
     "quick": ("architectural_backdoor", "weight_sanity", "potrojan", "head_statistics", "head_probes", "trodo",
-              "neuron_stimulation", "trigger_inversion"),
-    "default": ("mm_bd", "ban", "feature_decoupling", "all_to_all_inversion", "text_inversion", "tabular_inversion"),
-    "deep": ("pair_inversion",),
+              "neuron_stimulation", "mm_bd"),
+    "default": ("ban", "trigger_inversion", "all_to_all_inversion", "text_inversion", "tabular_inversion"),
+    "deep": ("feature_decoupling", "pair_inversion"),
 }
 ORDER = ("quick", "default", "deep")
 

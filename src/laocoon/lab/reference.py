@@ -1,0 +1,133 @@
+"""Measure the zoo with the scan's own methods and fit the reference file that `scan` ships with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from laocoon import __version__
+from laocoon.core.cases import ModelCase, Samples
+from laocoon.core.context import Context
+from laocoon.lab.datasets import Dataset, load
+from laocoon.lab.zoo import ALL_TO_ONE, Specimen, Split, specimens
+from laocoon.verdict.examination import prepare, run
+from laocoon.verdict.fuse import statistics
+from laocoon.verdict.schedule import Schedule, plan
+
+SAMPLES_PER_CLASS = 20
+# How much a rule counts in the fusion, fixed on the fusion split (docs/results/fusion.md) and by nothing else.
+# A rule that is not named is reported but does not count.
+WEIGHTS: dict[str, float] = {
+    "trigger_inversion.patch": 1.0,
+    "trigger_inversion.additive": 1.0,
+    "trigger_inversion.warp": 1.0,
+    "trigger_inversion.tone": 1.0,
+    "mm_bd.margin": 0.5,  # the two rules of MM-BD agree nearly always: they share one vote
+    "mm_bd.cso": 0.5,
+    "all_to_all_inversion.patch": 1.0,
+    "all_to_all_inversion.additive": 1.0,
+}
+
+
+def clean_samples(dataset: Dataset, seed: int, per_class: int = SAMPLES_PER_CLASS) -> Samples:
+    """What a user of the specimen would have: a few test images of every class."""
+    rng = torch.Generator().manual_seed(seed)
+    chosen = []
+    for label in range(dataset.classes):
+        members = (dataset.test_labels == label).nonzero().flatten()
+        chosen.append(members[torch.randperm(len(members), generator=rng)[:per_class]])
+    index = torch.cat(chosen)
+    return Samples(dataset.test_inputs[index].float() / 255, dataset.test_labels[index].long())
+
+
+def settings_digest(schedule: Schedule) -> str:
+    """Changes when a method's parameters do, so that old measurements are not mistaken for new ones."""
+    text = json.dumps([[m.card.name, asdict(m)] for m in schedule.methods], sort_keys=True)  # type: ignore[call-overload]
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def measured(specimen: Specimen, dataset: Dataset, schedule: Schedule, seed: int = 0) -> dict[str, Any]:
+    """One row: every rule's statistics, by the code that a scan runs, method by method and cached."""
+    rows: dict[str, Any] = {}
+    seconds, spent = 0.0, 0.0
+    for method in schedule.methods:
+        one = Schedule(schedule.budget, (method,), schedule.passes)
+        path = specimen.folder / f"row-{method.card.name}-{settings_digest(one)}.json"
+        if not path.exists():
+            subject = specimen.subject(dataset)
+            data = clean_samples(dataset, specimen.specification.seed)
+            prepared = prepare(subject.module, data, seed, subject.classes)
+            report = run(one, ModelCase(subject, prepared.fit, prepared.held), Context(seed=seed)).reports[0]
+            table = statistics([report], subject.classes) if report.complete else {}
+            part = path.with_suffix(".part")
+            part.write_text(json.dumps({
+                "table": {r: [None if v is None else round(v, 4) for v in row] for r, row in table.items()},
+                "seconds": round(report.seconds, 2), "spent": round(report.spent), "reason": report.reason}))
+            part.replace(path)
+        row = json.loads(path.read_text())
+        rows.update(row["table"])
+        seconds, spent = seconds + row["seconds"], spent + row["spent"]
+    return {"table": rows, "seconds": seconds, "spent": spent}
+
+
+def measure(folder: Path, root: Path | None, split: Split, schedule: Schedule, share: tuple[int, int] = (0, 1),
+            only: Sequence[str] = ()) -> Iterator[tuple[Specimen, dict[str, Any]]]:
+    """Rows of a split; what was measured before is read, not repeated."""
+    sets: dict[str, Dataset] = {}
+    for specimen in specimens(folder, split)[share[0]::share[1]]:
+        name = specimen.specification.data
+        if only and name not in only:
+            continue
+        if name not in sets:
+            sets[name] = load(name, root, folder / "data")
+        yield specimen, measured(specimen, sets[name], schedule)
+
+
+def as_row(specimen: Specimen, row: dict[str, Any], rules: Sequence[str]) -> dict[str, Any]:
+    """The public form of a row, as the reference file holds it."""
+    s, facts = specimen.specification, specimen.facts
+    table = {r: v for r, v in row["table"].items() if r in rules}
+    destinations = facts.get("destinations", [])
+    targets = sorted({d for y, d in enumerate(destinations) if d >= 0 and d != y})
+    classes = max((len(v) for v in table.values()), default=0)
+    found = {"digest": s.digest, "data": s.data, "architecture": s.architecture, "kind": s.kind, "classes": classes,
+             "table": table}
+    if s.kind != "clean":
+        found |= {"attack_success": facts["attack_success"], "targets": targets if len(targets) == 1 else []}
+    return found
+
+
+def fit_reference(folder: Path, root: Path | None, budget: str = "deep") -> str:
+    """The reference file as JSON text: scales from clean fusion models, the null from the calibration split."""
+    schedule = plan(budget, sorted({r.split(".")[0] for r in WEIGHTS}))
+    fusion = [as_row(s, r, list(WEIGHTS)) for s, r in measure(folder, root, "fusion", schedule)]
+    clean = [as_row(s, r, list(WEIGHTS)) for s, r in measure(folder, root, "calibration", schedule)
+             if s.specification.kind == "clean"]
+    scales = {}
+    for rule, weight in WEIGHTS.items():
+        largest = [max((v for v in row["table"][rule] if v is not None), default=0.0)
+                   for row in fusion if row["kind"] == "clean" and rule in row["table"]]
+        if len(largest) < 8:
+            continue
+        location = float(np.median(largest))
+        spread = max((float(np.quantile(largest, 0.9)) - location) / 1.2816, 0.05)
+        scales[rule] = [round(location, 4), round(spread, 4), weight]
+    provenance = {
+        "version": __version__, "samples_per_class": SAMPLES_PER_CLASS, "settings": settings_digest(schedule),
+        "fusion": len(fusion), "calibration": len(clean), "command": "laocoon lab zoo fit",
+        "data": sorted({r["data"] for r in clean}), "architectures": sorted({r["architecture"] for r in clean}),
+        "splits": {name: _digest([s.folder.name for s in specimens(folder, name)])  # type: ignore[arg-type]
+                   for name in ("fusion", "calibration", "sealed")}}
+    return json.dumps({"provenance": provenance, "core": list(ALL_TO_ONE), "scales": scales, "clean": clean,
+                       "planted": [r for r in fusion if r["kind"] != "clean"]}, separators=(",", ":"), sort_keys=True)
+
+
+def _digest(names: Sequence[str]) -> str:
+    return hashlib.sha256("".join(sorted(names)).encode()).hexdigest()[:16]
