@@ -33,7 +33,15 @@ WEIGHTS: dict[str, float] = {
     "mm_bd.cso": 0.5,
     "all_to_all_inversion.patch": 1.0,
     "all_to_all_inversion.additive": 1.0,
+    "all_to_all_inversion.shift": 1.0,
+    "pair_inversion.cell": 1.0,
 }
+DEEP = ("pair_inversion",)  # too dear for the default budget
+
+
+def counted(deep: bool) -> list[str]:
+    """Methods whose statistics count."""
+    return sorted({r.split(".")[0] for r in WEIGHTS} - (set() if deep else set(DEEP)))
 
 
 def clean_samples(dataset: Dataset, seed: int, per_class: int = SAMPLES_PER_CLASS) -> Samples:
@@ -104,9 +112,9 @@ def as_row(specimen: Specimen, row: dict[str, Any], rules: Sequence[str]) -> dic
     return found
 
 
-def fit_reference(folder: Path, root: Path | None, budget: str = "deep") -> str:
+def fit_reference(folder: Path, root: Path | None, deep: bool = False) -> str:
     """The reference file as JSON text: scales from clean fusion models, the null from the calibration split."""
-    schedule = plan(budget, sorted({r.split(".")[0] for r in WEIGHTS}))
+    schedule = plan("deep", counted(deep))
     fusion = [as_row(s, r, list(WEIGHTS)) for s, r in measure(folder, root, "fusion", schedule)]
     clean = [as_row(s, r, list(WEIGHTS)) for s, r in measure(folder, root, "calibration", schedule)
              if s.specification.kind == "clean"]
@@ -114,7 +122,7 @@ def fit_reference(folder: Path, root: Path | None, budget: str = "deep") -> str:
     for rule, weight in WEIGHTS.items():
         largest = [max((v for v in row["table"][rule] if v is not None), default=0.0)
                    for row in fusion if row["kind"] == "clean" and rule in row["table"]]
-        if len(largest) < 8:
+        if len(largest) < 8:  # too few to set a scale by
             continue
         location = float(np.median(largest))
         spread = max((float(np.quantile(largest, 0.9)) - location) / 1.2816, 0.05)

@@ -178,11 +178,11 @@ def scaled(attack: Attack, side: int) -> Attack:
 
 
 def grow(folder: Path, root: Path | None, splits: tuple[Split, ...], data: tuple[str, ...],
-         share: tuple[int, int] = (0, 1), progress: Any = None) -> int:
+         share: tuple[int, int] = (0, 1), progress: Any = None, limit: int | None = None) -> int:
     """Build what is missing; `share` (k, n) takes every n-th, so that several processes build one zoo."""
     built = 0
     for name in data:
-        todo = [s for split in splits for s in specifications(split, name)][share[0]::share[1]]
+        todo = [s for split in splits for s in list(specifications(split, name))[:limit]][share[0]::share[1]]
         todo = [s for s in todo if not (folder / s.digest / "facts.json").exists()]
         if not todo:
             continue

@@ -7,7 +7,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ from scipy.stats import binomtest
 
 from laocoon import __version__
 from laocoon.core.candidate import Candidate
-from laocoon.core.card import Capability
 from laocoon.core.cases import ModelCase, Samples
 from laocoon.core.context import Context, Progress
-from laocoon.core.errors import BudgetSpent, InputError
+from laocoon.core.errors import InputError
 from laocoon.core.goal import ClassGoal
 from laocoon.core.report import Evidence, Finding, Power, ScanReport, Verdict
 from laocoon.core.subject import Subject
@@ -33,7 +31,7 @@ from laocoon.verdict.schedule import Schedule, plan
 # A planter puts a known backdoor into a copy of the subject: (subject, samples, seed) -> plants. Given from above,
 # because a defence never imports an attack.
 Planter = Callable[[Subject, Samples, int, Context], Sequence["Plant"]]
-CORE_METHODS = ("trigger_inversion",)  # without these a scan may accuse, but never say NO_EVIDENCE
+CORE_METHODS = ("trigger_inversion", "text_inversion", "tabular_inversion")  # without one of these a scan may accuse, but never say NO_EVIDENCE
 
 
 class Plant:
@@ -66,7 +64,7 @@ def scan(subject: Subject, data: Samples | None = None, *, alpha: float = 0.05, 
     if not (isinstance(alpha, int | float) and 0 < alpha < 1):
         raise InputError(f"alpha is {alpha!r}.", "It is a false-alarm rate between 0 and 1, for instance 0.05.")
     start = time.monotonic()
-    schedule = plan(str(budget), methods)
+    schedule = plan(str(budget), methods, subject.modality.name)
     where = _device(device)
     subject = subject.to(where)
     if data is not None:
@@ -233,8 +231,8 @@ def _decide(p: float | None, alpha: float, references: int, cause: str, examined
                                       f"({1 / (references + 1):.3g})")
     if p <= alpha:
         return Verdict.SUSPICIOUS, _accusation(findings, evidence)
-    broken = [r for r in examined.reports if not r.complete and not r.skipped
-              or (r.skipped and " failed: " in r.reason)]
+    broken = [r for r in examined.reports
+              if (not r.complete and not r.skipped) or (r.skipped and " failed: " in r.reason)]
     if broken:
         return Verdict.INCONCLUSIVE, f"{broken[0].method} did not finish: {broken[0].reason}"
     ran = {m for r in examined.reports for m in r.examined}

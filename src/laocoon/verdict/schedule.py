@@ -15,9 +15,9 @@ from laocoon.core.methods import Detector
 # Cheapest first. `quick` is seconds; `default` minutes on a laptop; `deep` adds what is dear.
 STAGES: dict[str, tuple[str, ...]] = {
     "quick": ("architectural_backdoor", "weight_sanity", "potrojan", "head_statistics", "head_probes", "trodo",
-              "neuron_stimulation", "mm_bd"),
-    "default": ("ban", "trigger_inversion", "all_to_all_inversion", "text_inversion", "tabular_inversion"),
-    "deep": ("feature_decoupling", "pair_inversion"),
+              "neuron_stimulation", "mm_bd", "trigger_inversion", "text_inversion", "tabular_inversion"),
+    "default": ("ban", "feature_decoupling", "all_to_all_inversion"),
+    "deep": ("pair_inversion",),
 }
 ORDER = ("quick", "default", "deep")
 
@@ -36,10 +36,11 @@ def available() -> dict[str, type[Detector]]:
     return {d.card.name: d for d in classes("laocoon.detectors", Detector)}  # type: ignore[type-abstract]
 
 
-def plan(budget: str, wanted: Sequence[str] | None = None) -> Schedule:
+def plan(budget: str, wanted: Sequence[str] | None = None, modality: str = "image") -> Schedule:
     """The schedule of a budget: `quick`, `default`, `deep` or a number of passes (then everything, until it is spent).
 
-    wanted: names of methods; a leading '-' leaves one out; otherwise only those named run.
+    wanted: names of methods; a leading '-' leaves one out; otherwise only those named run. Methods for other
+    modalities are not part of the schedule unless they are named.
     """
     known = available()
     if budget in ORDER:
@@ -62,8 +63,9 @@ def plan(budget: str, wanted: Sequence[str] | None = None) -> Schedule:
             raise InputError(f"there is no method {name!r}.{hint}", f"Methods: {', '.join(sorted(known))}.")
     only = [w for w in wanted or () if not w.startswith("-")]
     without = {w[1:] for w in wanted or () if w.startswith("-")}
-    chosen = [n for n in (dict.fromkeys([*[m for m in named if m in only], *only]) if only else names)
-              if n in known and n not in without]
+    fitting = [n for n in names if n in known and modality in known[n].card.modalities]
+    chosen = [n for n in (dict.fromkeys([*[m for m in named if m in only], *only]) if only else fitting)
+              if n not in without]
     if not chosen:
         raise InputError("no method is left to run.", "Name fewer methods with a leading '-'.")
     return Schedule(budget, tuple(known[n]() for n in chosen), passes)

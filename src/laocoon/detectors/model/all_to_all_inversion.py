@@ -2,8 +2,10 @@
 
 The search (`recipes/displacement.py`) is ours; the idea of looking for a consistent map between classes rather than
 an outlier target is that of UMD (Xiang, Xiong and Li, ICML 2023), whose search over all pairs costs hours.
-The statistic is success + log(largest meaningful size / size): a clean network does not reach a bijection at any
-size, an all-to-all one does at the size of its trigger.
+Two statistics. Per family, success + log(largest meaningful size / size): a clean network hardly reaches a bijection
+at any size, an all-to-all one does at the size of its trigger. And the shift: the largest share of classes that move
+by the same number of places. Maps that a weak clean network allows follow likeness (ship to plane, truck to car);
+attackers number their classes, and y to y + k is found exactly or not at all (a random map shares three in ten).
 """
 
 from __future__ import annotations
@@ -63,12 +65,18 @@ class AllToAllInversion(Detector):
                                 f"{len(case.fit)}. Pass more with --data.")
         forward = folded(case.subject.module, case.fit.inputs[:4])
         search = Search(steps=self.steps, batch=self.batch, wanted=0.9)
+        shift, shifted = 0.0, ""
         for number, name in enumerate(self.families):
             family = FAMILIES[name]
             ctx.progress(self.card.name, number / len(self.families), f"searching {name} triggers for a map of classes")
             found = displace(forward, family, case.fit, classes, self.arms, search, ctx)
             recovered = found.recovered
             largest = family.largest(case.fit.inputs)
+            for destinations in found.destinations:
+                moves = (destinations - torch.arange(classes)) % classes
+                share = float(torch.bincount(moves, minlength=classes).max()) / classes
+                if share > shift:
+                    shift, shifted = share, ClassGoal(tuple(int(v) for v in destinations)).describe()
             scores = recovered.success + (largest / recovered.effective.clamp_min(1e-3)).log()
             best = int(scores.argmax())
             goal = ClassGoal(tuple(int(v) for v in found.destinations[best]))
@@ -80,3 +88,5 @@ class AllToAllInversion(Detector):
                             f"one map of the classes ({goal.describe()})")
             one = family.select(recovered.trigger, torch.tensor([best], device=recovered.size.device))
             yield Candidate(family, {k: v.detach() for k, v in one.items()}, goal, size, success, self.card.name)
+        yield Finding(rule="all_to_all_inversion.shift", where=shifted, score=shift, numbers={"share": shift},
+                      explanation=f"the best map of the classes moves {shift:.0%} of them by the same number of places")

@@ -1,0 +1,146 @@
+"""`laocoon lab …`: the reference zoo that `scan` is calibrated on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from laocoon.core.errors import InputError
+
+if TYPE_CHECKING:
+    from laocoon.lab.zoo import Split
+
+app = typer.Typer(no_args_is_help=True, help="Build, measure and fit the reference zoo.")
+zoo = typer.Typer(no_args_is_help=True, help="The reference zoo: clean and backdoored models of our own making.")
+app.add_typer(zoo, name="zoo")
+
+Folder = Annotated[Path, typer.Option("--zoo", help="Where the zoo is kept; builds resume from it.")]
+Root = Annotated[Path | None, typer.Option("--data-root", help="Folder with mnist/, gtsrb/, cifar10/ as Parquet.")]
+Splits = Annotated[str, typer.Option(help="Comma-separated: fusion, calibration, sealed.")]
+Data = Annotated[str, typer.Option(help="Comma-separated: digits, mnist, gtsrb, cifar10.")]
+Share = Annotated[str, typer.Option(help="K/N: take every N-th specimen from the K-th, to build in N processes.")]
+Limit = Annotated[int | None, typer.Option(help="At most so many specimens per split and data set.")]
+ZOO = Path.home() / ".cache" / "laocoon" / "zoo"
+ALL = "digits,mnist,gtsrb,cifar10"
+
+
+def _splits(text: str) -> tuple[Split, ...]:
+    found: list[Split] = []
+    for name in text.split(","):
+        if name not in ("fusion", "calibration", "sealed"):
+            raise InputError(f"--splits names {name!r}.", "It is fusion, calibration or sealed.")
+        found.append(name)  # type: ignore[arg-type]
+    return tuple(found)
+
+
+def _data(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in ALL.split(","):
+            raise InputError(f"--data names {name!r}.", f"It is one of {ALL}.")
+    return names
+
+
+def _share(text: str) -> tuple[int, int]:
+    try:
+        k, n = (int(v) for v in text.split("/"))
+    except ValueError:
+        k, n = -1, 0
+    if not 0 <= k < n:
+        raise InputError(f"--share is {text!r}.", "Write K/N with 0 ≤ K < N, for instance 0/2 and 1/2.")
+    return k, n
+
+
+@zoo.command()
+def build(
+    folder: Folder = ZOO,
+    data_root: Root = None,
+    splits: Splits = "fusion,calibration,sealed",
+    data: Data = ALL,
+    share: Share = "0/1",
+    limit: Limit = None,
+) -> None:
+    """Train what is missing; interrupt and start again at will."""
+    import torch
+
+    from laocoon.lab.zoo import Specification, grow
+
+    torch.set_num_threads(1)
+
+    def tell(s: Specification, facts: dict[str, object]) -> None:
+        print(
+            f"{s.split:12} {s.data:8} {s.architecture:13} {s.kind:22} accuracy {facts['clean_accuracy']:.3f}"
+            f"  attack success {facts.get('attack_success', '–')}  {facts['train_seconds']} s",
+            flush=True,
+        )
+
+    built = grow(folder, data_root, _splits(splits), _data(data), _share(share), tell, limit)
+    print(f"{built} specimens built in {folder}")
+
+
+@zoo.command()
+def measure(
+    folder: Folder = ZOO,
+    data_root: Root = None,
+    splits: Splits = "fusion,calibration",
+    data: Data = ALL,
+    share: Share = "0/1",
+    deep: Annotated[bool, typer.Option(help="Source-target pairs too.")] = False,
+) -> None:
+    """Run the methods that count in the fusion on every specimen; results are kept beside it."""
+    import torch
+
+    from laocoon.lab.reference import counted, measure
+    from laocoon.verdict.schedule import plan
+
+    torch.set_num_threads(1)
+    schedule = plan("deep", counted(deep))
+    for split in _splits(splits):
+        for name in _data(data):
+            for specimen, row in measure(folder, data_root, split, schedule, _share(share), (name,)):
+                s = specimen.specification
+                print(f"{s.split:12} {s.data:8} {s.architecture:13} {s.kind:22} {row['seconds']:.1f} s", flush=True)
+
+
+@zoo.command()
+def fit(
+    folder: Folder = ZOO,
+    data_root: Root = None,
+    out: Annotated[Path, typer.Option(help="The reference file.")] = Path("src/laocoon/verdict/reference.json"),
+    deep: Annotated[bool, typer.Option(help="Source-target pairs too.")] = False,
+) -> None:
+    """Fit the reference file from the measured fusion and calibration splits."""
+    from laocoon.lab.reference import fit_reference
+
+    text = fit_reference(folder, data_root, deep)
+    out.write_text(text, encoding="utf-8")
+    print(f"wrote {out}, {len(text) // 1024} KiB")
+
+
+@zoo.command()
+def table(
+    folder: Folder = ZOO,
+    data_root: Root = None,
+    split: Annotated[str, typer.Option()] = "sealed",
+    out: Annotated[Path | None, typer.Option(help="Markdown file; standard output without it.")] = None,
+    deep: Annotated[bool, typer.Option(help="Source-target pairs too.")] = False,
+) -> None:
+    """AUROC, power and false alarms per attack and architecture on one split, with intervals."""
+    from laocoon.lab.figures import markdown
+
+    text = markdown(folder, data_root, _splits(split)[0], deep)
+    if out is None:
+        print(text)
+    else:
+        out.write_text(text, encoding="utf-8")
+
+
+@app.command("demo-models")
+def demo_models(out: Annotated[Path, typer.Option(help="Folder for clean.onnx and backdoored.onnx.")]) -> None:
+    """Train the two bundled demo models on scikit-learn's digits."""
+    from laocoon.lab.demo_models import make
+
+    for name, facts in make(out).items():
+        print(f"{name}: accuracy {facts['clean_accuracy']}, attack success {facts.get('attack_success', '–')}")
