@@ -7,13 +7,15 @@ import sys
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 
 from laocoon.core.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 PER_CLASS = 20
 
@@ -32,6 +34,8 @@ MODELS = (Expected("clean.onnx", "NO_EVIDENCE", 0), Expected("backdoored.onnx", 
 
 def clean_digits(per_class: int = PER_CLASS) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images [n, height, width] and labels [n] from the part of scikit-learn's digits that no model was trained on."""
+    import numpy as np
+
     from laocoon.lab.datasets import load
 
     digits = load("digits", None, Path())
@@ -45,6 +49,8 @@ def demo(
     budget: Annotated[str, typer.Option(help="As for `laocoon scan`.")] = "quick",
 ) -> None:
     """Scan two small bundled models, one clean and one with a backdoor."""
+    import numpy as np
+
     out.mkdir(parents=True, exist_ok=True)
     images, labels = clean_digits()
     data = out / "digits.npz"

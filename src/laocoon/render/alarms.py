@@ -27,9 +27,12 @@ def alarms(report: ScanReport) -> tuple[Alarm, ...]:
     """The alarms of a report, the most certain first; none unless the verdict is SUSPICIOUS."""
     if report.verdict is not Verdict.SUSPICIOUS:
         return ()
-    found = [Alarm(f.rule, f.where, f.explanation, fingerprint(report, f.rule, f.where), f.target_classes, f.numbers)
-             for f in report.findings if f.conclusive]
-    if report.p_value is not None and report.p_value <= report.alpha or not found:
+    found = [
+        Alarm(f.rule, f.where, f.explanation, fingerprint(report, f.rule, f.where), f.target_classes, f.numbers)
+        for f in report.findings
+        if f.conclusive
+    ]
+    if (report.p_value is not None and report.p_value <= report.alpha) or not found:
         where = f"class {report.target_classes[0]}" if report.target_classes else "the model"
         best = report.evidence[0] if report.evidence else None
         message = report.reason if not found or best is None else f"{best.goal}: a {best.family} trigger was recovered"

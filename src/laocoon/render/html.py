@@ -31,14 +31,14 @@ MOST_COLUMNS = 48
 MOST_FINDINGS = 25
 _ICONS = {Verdict.SUSPICIOUS: "!", Verdict.NO_EVIDENCE: "○", Verdict.INCONCLUSIVE: "?"}
 _MEANS = {
-    Verdict.SUSPICIOUS: "Something was found here that clean reference models do not show. Do not deploy the model before "
-                        "the evidence below is explained. It is no proof of intent.",
-    Verdict.NO_EVIDENCE: "The methods that ran found no more here than in clean reference models. That is not “clean”: "
-                         "read how often they find known backdoors, and what they are known to miss.",
-    Verdict.INCONCLUSIVE: "The question could not be answered here. This says neither that the model is safe nor that it "
-                          "is not; the sentence above names the cause.",
+    Verdict.SUSPICIOUS: "Something was found here that clean reference models do not show. Do not deploy the model "
+    "before the evidence below is explained. It is no proof of intent.",
+    Verdict.NO_EVIDENCE: "The methods that ran found no more here than in clean reference models. That is not "
+    "“clean”: read how often they find known backdoors, and what they are known to miss.",
+    Verdict.INCONCLUSIVE: "The question could not be answered here. This says neither that the model is safe nor that "
+    "it is not; the sentence above names the cause.",
 }
-_FACT = ("This is a fact about the file, found without running it: no rate of false alarms and no prior applies.")
+_FACT = "This is a fact about the file, found without running it: no rate of false alarms and no prior applies."
 
 
 @dataclass(frozen=True)
@@ -124,15 +124,33 @@ def to_html(report: ScanReport, justifications: Mapping[str, str] | None = None)
     environment.filters |= {"percent": percent, "number": number, "one_line": _long}
     template = environment.from_string(_asset("report.html.j2"))
     return template.render(
-        report=report, verdict=report.verdict.value, css=Markup(_asset("report.css")), script=Markup(script),
-        digest=digest, icon=_ICONS[report.verdict], title=_title(report), means=_means(report), tiles=_tiles(report),
-        dots=_dots(report), p_sentence=p_sentence(report), shown=_shown(report), columns=_columns(report),
-        more_columns=max(0, len(report.class_scores) - MOST_COLUMNS), alarms=[(a, _state(a, report, justifications or {}))
-                                                                              for a in raised],
-        findings=report.findings[:MOST_FINDINGS], more_findings=max(0, len(report.findings) - MOST_FINDINGS),
-        power=_power_bars(report), pooled=pooled(report.power), worth=_worth(report), fact=_FACT,
-        methods=_methods(report), facts=_facts(report), notes=_notes(report), mapped=_mapped(report, raised),
-        spent=amount(report.spent), seconds=duration(report.seconds),
+        report=report,
+        verdict=report.verdict.value,
+        css=Markup(_asset("report.css")),
+        script=Markup(script),
+        digest=digest,
+        icon=_ICONS[report.verdict],
+        title=_title(report),
+        means=_means(report),
+        tiles=_tiles(report),
+        dots=_dots(report),
+        p_sentence=p_sentence(report),
+        shown=_shown(report),
+        columns=_columns(report),
+        more_columns=max(0, len(report.class_scores) - MOST_COLUMNS),
+        alarms=[(a, _state(a, report, justifications or {})) for a in raised],
+        findings=report.findings[:MOST_FINDINGS],
+        more_findings=max(0, len(report.findings) - MOST_FINDINGS),
+        power=_power_bars(report),
+        pooled=pooled(report.power),
+        worth=_worth(report),
+        fact=_FACT,
+        methods=_methods(report),
+        facts=_facts(report),
+        notes=_notes(report),
+        mapped=_mapped(report, raised),
+        spent=amount(report.spent),
+        seconds=duration(report.seconds),
         ticks=[(50 + 520 * (math.log10(p / (1 - p)) + 4) / 8, percent(p)) for p in TICKS],
     )
 
@@ -151,7 +169,11 @@ def _title(report: ScanReport) -> str:
 
 def _means(report: ScanReport) -> str:
     proven = report.verdict is Verdict.SUSPICIOUS and report.p_value is None
-    return "Do not load this file or deploy this model before the finding below is explained." if proven else _MEANS[report.verdict]
+    return (
+        "Do not load this file or deploy this model before the finding below is explained."
+        if proven
+        else _MEANS[report.verdict]
+    )
 
 
 def _tiles(report: ScanReport) -> list[Tile]:
@@ -160,13 +182,23 @@ def _tiles(report: ScanReport) -> list[Tile]:
         tiles.append(Tile(number(report.p_value, 2), "p-value", f"alpha {report.alpha:g}"))
     if report.evidence and report.verdict is Verdict.SUSPICIOUS:
         best = report.evidence[0]
-        tiles += [Tile(percent(best.success), "of held-out images obey the trigger",
-                       f"{percent(best.low)} to {percent(best.high)}, n = {best.samples}"),
-                  Tile(percent(best.natural_control), "natural control", "same search, other classes")]
+        tiles += [
+            Tile(
+                percent(best.success),
+                "of held-out images obey the trigger",
+                f"{percent(best.low)} to {percent(best.high)}, n = {best.samples}",
+            ),
+            Tile(percent(best.natural_control), "natural control", "same search, other classes"),
+        ]
     total = pooled(report.power)
     if total is not None:
-        tiles.append(Tile(percent(total.found / total.tried), "power, core kinds",
-                          f"{percent(total.low)} to {percent(total.high)}"))
+        tiles.append(
+            Tile(
+                percent(total.found / total.tried),
+                "power, core kinds",
+                f"{percent(total.low)} to {percent(total.high)}",
+            )
+        )
     tiles.append(Tile(str(len(report.examined)), "methods examined", f"{len(report.skipped)} skipped"))
     tiles.append(Tile(duration(report.seconds), "taken", f"{amount(report.spent)} passes"))
     return tiles
@@ -185,11 +217,18 @@ def _shown(report: ScanReport) -> list[Shown]:
     pictures += [None] * (len(report.evidence) - len(pictures))
     shown = []
     for evidence, exhibit in zip(report.evidence, pictures, strict=False):
-        title = class_name(report, evidence.target_classes[0]) if len(evidence.target_classes) == 1 and (
-            evidence.goal == f"class {evidence.target_classes[0]}") else printable(evidence.goal, 160)
-        main = (Bar("held-out success", evidence.success, percent(evidence.success), evidence.low, evidence.high, "hot"),
-                Bar("natural control", evidence.natural_control, percent(evidence.natural_control), kind="calm"))
-        checks = tuple(Bar(printable(name, 60), _rate(value), percent(_rate(value))) for name, value in evidence.checks.items())
+        title = (
+            class_name(report, evidence.target_classes[0])
+            if len(evidence.target_classes) == 1 and (evidence.goal == f"class {evidence.target_classes[0]}")
+            else printable(evidence.goal, 160)
+        )
+        main = (
+            Bar("held-out success", evidence.success, percent(evidence.success), evidence.low, evidence.high, "hot"),
+            Bar("natural control", evidence.natural_control, percent(evidence.natural_control), kind="calm"),
+        )
+        checks = tuple(
+            Bar(printable(name, 60), _rate(value), percent(_rate(value))) for name, value in evidence.checks.items()
+        )
         shown.append(Shown(title[:1].upper() + title[1:], evidence, exhibit, main, checks))
     return shown
 
@@ -206,8 +245,10 @@ def _columns(report: ScanReport) -> list[Column]:
     kept = sorted(sorted(range(len(scores)), key=lambda i: -scores[i])[:MOST_COLUMNS])
     top, floor = max(max(scores), 1e-9), min(0.0, min(scores))
     suspected = report.target_classes[:1] if report.verdict is Verdict.SUSPICIOUS else ()
-    return [Column(i, class_name(report, i), number(scores[i]), (scores[i] - floor) / (top - floor), i in suspected)
-            for i in kept]
+    return [
+        Column(i, class_name(report, i), number(scores[i]), (scores[i] - floor) / (top - floor), i in suspected)
+        for i in kept
+    ]
 
 
 def _state(alarm: Alarm, report: ScanReport, justifications: Mapping[str, str]) -> str:
@@ -217,8 +258,15 @@ def _state(alarm: Alarm, report: ScanReport, justifications: Mapping[str, str]) 
 
 
 def _power_bars(report: ScanReport) -> list[tuple[Power, Bar]]:
-    return [(p, Bar(printable(p.kind, 60), p.found / p.tried if p.tried else None, f"{p.found} of {p.tried}", p.low, p.high))
-            for p in report.power]
+    return [
+        (
+            p,
+            Bar(
+                printable(p.kind, 60), p.found / p.tried if p.tried else None, f"{p.found} of {p.tried}", p.low, p.high
+            ),
+        )
+        for p in report.power
+    ]
 
 
 def posterior(prior: float, power: float, alpha: float, suspicious: bool) -> float:
@@ -246,12 +294,27 @@ def _methods(report: ScanReport) -> list[Method]:
     for r in report.reports:
         seen.add(r.method)
         state = "skipped" if r.skipped else "examined" if r.complete else "stopped early"
-        rows.append(Method(printable(r.method, 60), state, printable(r.reason, 300), _top(r), amount(r.spent),
-                           duration(r.seconds), printable(report.misses.get(r.method, ""), 500)))
-    rows += [Method(printable(m, 60), "skipped", printable(why, 300), "", "", "", printable(report.misses.get(m, ""), 500))
-             for m, why in report.skipped.items() if m not in seen]
-    rows += [Method(printable(m, 60), "examined", "", "", "", "", "") for m in report.examined
-             if m not in seen and m not in report.skipped]
+        rows.append(
+            Method(
+                printable(r.method, 60),
+                state,
+                printable(r.reason, 300),
+                _top(r),
+                amount(r.spent),
+                duration(r.seconds),
+                printable(report.misses.get(r.method, ""), 500),
+            )
+        )
+    rows += [
+        Method(printable(m, 60), "skipped", printable(why, 300), "", "", "", printable(report.misses.get(m, ""), 500))
+        for m, why in report.skipped.items()
+        if m not in seen
+    ]
+    rows += [
+        Method(printable(m, 60), "examined", "", "", "", "", "")
+        for m in report.examined
+        if m not in seen and m not in report.skipped
+    ]
     return rows
 
 
@@ -265,12 +328,19 @@ def _facts(report: ScanReport) -> list[tuple[str, str]]:
     s: Mapping[str, Any] = report.subject
     shape = s.get("input_shape") or ()
     pairs: list[tuple[str, object]] = [
-        ("file", s.get("path")), ("format", s.get("format")), ("sha256", s.get("sha256")), ("modality", s.get("modality")),
-        ("classes", s.get("classes")), ("input", " × ".join(map(str, shape))),
+        ("file", s.get("path")),
+        ("format", s.get("format")),
+        ("sha256", s.get("sha256")),
+        ("modality", s.get("modality")),
+        ("classes", s.get("classes")),
+        ("input", " × ".join(map(str, shape))),
         ("parameters", f"{s['parameters']:,}" if isinstance(s.get("parameters"), int) else None),
-        ("clean samples", _samples(s)), ("data", s.get("data")),
+        ("clean samples", _samples(s)),
+        ("data", s.get("data")),
         ("accuracy on them", percent(s["accuracy"]) if isinstance(s.get("accuracy"), float) else None),
-        ("laocoon", report.version), ("seed", report.seed), ("budget", report.budget),
+        ("laocoon", report.version),
+        ("seed", report.seed),
+        ("budget", report.budget),
     ]
     return [(name, printable(value, 300)) for name, value in pairs if value not in (None, "")]
 

@@ -12,9 +12,17 @@ from laocoon.render.alarms import alarms, exit_code
 
 def to_data(report: ScanReport) -> dict[str, Any]:
     """Plain data: the report, with what carries its verdict and the exit code."""
-    raised = [{"rule": a.rule, "where": a.where, "message": a.message, "fingerprint": a.fingerprint,
-               "target_classes": list(a.target_classes), "accepted": a.fingerprint in report.accepted}
-              for a in alarms(report)]
+    raised = [
+        {
+            "rule": a.rule,
+            "where": a.where,
+            "message": a.message,
+            "fingerprint": a.fingerprint,
+            "target_classes": list(a.target_classes),
+            "accepted": a.fingerprint in report.accepted,
+        }
+        for a in alarms(report)
+    ]
     return {**report.to_dict(), "alarms": raised, "exit_code": exit_code(report)}
 
 

@@ -39,9 +39,13 @@ class Exhibit:
 
 def exhibits(candidates: Sequence[object], pictures: object) -> list[Exhibit | None]:
     """One exhibit per candidate; None where inputs are no images."""
-    usable = isinstance(pictures, Tensor) and pictures.dim() == 4 and len(pictures) > 0 and pictures.shape[1] in (1, 3, 4)
-    return [_exhibit(c, pictures) if usable and isinstance(c, Candidate) and isinstance(pictures, Tensor) else None
-            for c in candidates]
+    usable = (
+        isinstance(pictures, Tensor) and pictures.dim() == 4 and len(pictures) > 0 and pictures.shape[1] in (1, 3, 4)
+    )
+    return [
+        _exhibit(c, pictures) if usable and isinstance(c, Candidate) and isinstance(pictures, Tensor) else None
+        for c in candidates
+    ]
 
 
 @torch.no_grad()
@@ -51,15 +55,23 @@ def _exhibit(candidate: Candidate, pictures: Tensor) -> Exhibit:
     stamped = candidate.stamp(clean).clamp(0, 1)
     shown, caption, checkered = _trigger(candidate, clean)
     pairs = tuple((_picture(a, "clean"), _picture(b, "stamped")) for a, b in zip(clean[1:], stamped[1:], strict=True))
-    return Exhibit(_picture(clean[0], "clean image"), _picture(shown, caption, checkered),
-                   _picture(stamped[0], "with the trigger"), pairs)
+    return Exhibit(
+        _picture(clean[0], "clean image"),
+        _picture(shown, caption, checkered),
+        _picture(stamped[0], "with the trigger"),
+        pairs,
+    )
 
 
 def _trigger(candidate: Candidate, clean: Tensor) -> tuple[Tensor, str, bool]:
     """The trigger alone: a patch on transparent ground, anything else as the change that it makes, amplified."""
     mask, pattern = candidate.trigger.get("mask"), candidate.trigger.get("pattern")
-    if mask is not None and pattern is not None and mask.shape[-2:] == clean.shape[-2:] == pattern.shape[-2:] and (
-            pattern.shape[-3] in (1, 3)):
+    if (
+        mask is not None
+        and pattern is not None
+        and mask.shape[-2:] == clean.shape[-2:] == pattern.shape[-2:]
+        and (pattern.shape[-3] in (1, 3))
+    ):
         colour = pattern.reshape(-1, *pattern.shape[-3:])[0].expand(3, -1, -1)
         alpha = mask.reshape(-1, *mask.shape[-3:])[0][:1]
         return torch.cat([colour, alpha]).clamp(0, 1), "the trigger", True
@@ -68,7 +80,11 @@ def _trigger(candidate: Candidate, clean: Tensor) -> tuple[Tensor, str, bool]:
         change = change[:3]
     largest = float(change.abs().max())
     gain = 0.5 / largest if largest > 1e-6 else 1.0
-    return (0.5 + gain * change).clamp(0, 1), f"what it changes, ×{gain:.1f}" if gain >= 1.05 else "what it changes", False
+    return (
+        (0.5 + gain * change).clamp(0, 1),
+        f"what it changes, ×{gain:.1f}" if gain >= 1.05 else "what it changes",
+        False,
+    )
 
 
 def _picture(image: Tensor, caption: str, checkered: bool = False) -> Picture:

@@ -15,10 +15,16 @@ from laocoon.render.words import amount, duration, number, p_sentence, percent, 
 
 STYLES = {Verdict.SUSPICIOUS: "bold red", Verdict.NO_EVIDENCE: "bold green", Verdict.INCONCLUSIVE: "bold yellow"}
 WIDEST = 120
+IN_BASELINE = "in the baseline"
 
 
-def show(report: ScanReport, console: Console, *, written: Sequence[str] = (),
-         justifications: Mapping[str, str] | None = None) -> None:
+def show(
+    report: ScanReport,
+    console: Console,
+    *,
+    written: Sequence[str] = (),
+    justifications: Mapping[str, str] | None = None,
+) -> None:
     """Print a report. `written`: files with the evidence; `justifications`: of accepted alarms, by fingerprint."""
     line = Text(report.verdict.value, STYLES[report.verdict])
     line.append(f"  {printable(report.reason, 600)}", "default")
@@ -31,7 +37,10 @@ def show(report: ScanReport, console: Console, *, written: Sequence[str] = (),
     if report.verdict is Verdict.SUSPICIOUS:
         for alarm in alarms(report):
             if alarm.fingerprint not in report.accepted:
-                _print(console, Text(f"fingerprint {alarm.fingerprint}  {printable(alarm.rule)} · {printable(alarm.where)}", "dim"))
+                _print(
+                    console,
+                    Text(f"fingerprint {alarm.fingerprint}  {printable(alarm.rule)} · {printable(alarm.where)}", "dim"),
+                )
         return
     _power(report, console)
     if report.verdict is Verdict.NO_EVIDENCE and report.misses:
@@ -58,8 +67,11 @@ def _facts(report: ScanReport, written: Sequence[str]) -> list[str]:
 
 
 def _accepted(report: ScanReport, justifications: Mapping[str, str]) -> list[str]:
-    return [f"accepted: {printable(a.message, 300)} ({printable(justifications.get(a.fingerprint, 'in the baseline'), 300)})"
-            for a in alarms(report) if a.fingerprint in report.accepted]
+    return [
+        f"accepted: {printable(a.message, 300)} ({printable(justifications.get(a.fingerprint, IN_BASELINE), 300)})"
+        for a in alarms(report)
+        if a.fingerprint in report.accepted
+    ]
 
 
 def _power(report: ScanReport, console: Console) -> None:
@@ -68,6 +80,11 @@ def _power(report: ScanReport, console: Console) -> None:
         _print(console, Text("power: not known for this scan; silence says little"))
         return
     kinds = ", ".join(f"{printable(p.kind, 40)} {p.found} of {p.tried}" for p in report.power)
-    _print(console, Text(f"power: {total.found} of {total.tried} known backdoors of the core kinds are found at alpha "
-                         f"{number(report.alpha, 2)}, {percent(total.low)} to {percent(total.high)} ({total.source})"))
+    _print(
+        console,
+        Text(
+            f"power: {total.found} of {total.tried} known backdoors of the core kinds are found at alpha "
+            f"{number(report.alpha, 2)}, {percent(total.low)} to {percent(total.high)} ({total.source})"
+        ),
+    )
     _wrapped(console, f"by kind: {kinds}")

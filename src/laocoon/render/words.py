@@ -57,8 +57,10 @@ def p_sentence(report: ScanReport) -> str:
     if c is None:
         return f"p = {number(report.p_value, 2)}, alpha {report.alpha:g}"
     wide = f", widened {number(c.widened, 2)}-fold: {printable(c.note, 120)}" if c.widened > 1 else ""
-    return (f"p = {number(report.p_value, 2)}, {c.rank} of {c.references + 1} ({c.references} clean references{wide}), "
-            f"alpha {report.alpha:g}")
+    return (
+        f"p = {number(report.p_value, 2)}, {c.rank} of {c.references + 1} ({c.references} clean references{wide}), "
+        f"alpha {report.alpha:g}"
+    )
 
 
 def class_name(report: ScanReport, number: int) -> str:
