@@ -49,6 +49,18 @@ class TriggerFamily(Protocol):
     def select(self, trigger: Mapping[str, Tensor], arms: Tensor) -> dict[str, Tensor]:
         """The arms named by an index tensor."""
 
+
+class SearchedFamily(TriggerFamily, Protocol):
+    """A family that the inversion engine searches by gradient, at a scale and a step of its own."""
+
+    @property
+    def rate(self) -> float:
+        """Step of a search, in the units of the leaves."""
+
+    @property
+    def scale(self) -> float:
+        """A typical size, in `unit`."""
+
     def shrink(self, trigger: Mapping[str, Tensor], factor: Tensor) -> dict[str, Tensor]:
         """The same triggers, weaker by a factor in [0, 1] per arm: the natural control at a candidate's size."""
 

@@ -19,7 +19,8 @@ def make(out: Path, architecture: str = "vgg_small") -> dict[str, dict[str, Any]
     found = {}
     for name, seed in SEEDS.items():
         kind = "clean" if name == "clean" else "patch"
-        module, facts, _ = trained(Specification("digits", architecture, kind, seed, "fusion", samples, epochs), dataset)
+        specification = Specification("digits", architecture, kind, seed, "fusion", samples, epochs)
+        module, facts, _ = trained(specification, dataset)
         facts.pop("train_seconds")
         to_onnx(module, (1, 8, 8), out / f"{name}.onnx", facts)
         found[name] = facts

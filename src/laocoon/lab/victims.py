@@ -78,7 +78,8 @@ class Separable(nn.Module):
 
     def __init__(self, channels: int, side: int, classes: int, width: int = 24) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.Hardswish()]
+        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width),
+                                   nn.Hardswish()]
         for before, after, stride in ((width, 2 * width, 2), (2 * width, 4 * width, 2), (4 * width, 4 * width, 1)):
             layers += [nn.Conv2d(before, before, 3, stride, 1, groups=before, bias=False), nn.BatchNorm2d(before),
                        nn.Hardswish(), nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after), nn.Hardswish()]
@@ -114,7 +115,8 @@ class Vit(nn.Module):
     def __init__(self, channels: int, side: int, classes: int, dim: int = 64, depth: int = 3) -> None:
         super().__init__()
         patch = 4 if side >= 16 else 2
-        self.embed = nn.Sequential(nn.Conv2d(channels, dim // 2, 3, patch // 2, 1), nn.GELU(), nn.Conv2d(dim // 2, dim, 2, 2))
+        self.embed = nn.Sequential(nn.Conv2d(channels, dim // 2, 3, patch // 2, 1), nn.GELU(),
+                                   nn.Conv2d(dim // 2, dim, 2, 2))
         tokens = (-(-side // (patch // 2)) // 2) ** 2
         self.position = nn.Parameter(torch.randn(1, tokens, dim) * 0.02)
         self.blocks = nn.Sequential(*(Attention(dim, 4) for _ in range(depth)))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from laocoon.core.cases import Samples
 from laocoon.core.context import Context
-from laocoon.core.methods import TriggerFamily
+from laocoon.core.methods import SearchedFamily
 from laocoon.recipes.inversion import Forward, Recovered, Search, invert
 
 
@@ -29,7 +29,7 @@ class Displaced:
     destinations: Tensor
 
 
-def untargeted(forward: Forward, family: TriggerFamily, samples: Samples, theta: dict[str, Tensor], steps: int,
+def untargeted(forward: Forward, family: SearchedFamily, samples: Samples, theta: dict[str, Tensor], steps: int,
                batch: int, weight: float, ctx: Context) -> None:
     """Move `theta` (leaves [arms, …], in place) so that samples leave their class, under a size pressure."""
     arms = len(next(iter(theta.values())))
@@ -38,7 +38,8 @@ def untargeted(forward: Forward, family: TriggerFamily, samples: Samples, theta:
     optimiser = torch.optim.Adam([{"params": [v], "lr": family.rate} for v in theta.values()], betas=(0.5, 0.9))
     n = len(samples)
     for _ in range(steps):
-        index = torch.stack([torch.randperm(n, generator=ctx.rng)[:batch] for _ in range(arms)]).to(samples.inputs.device)
+        index = torch.stack([torch.randperm(n, generator=ctx.rng)[:batch] for _ in range(arms)])
+        index = index.to(samples.inputs.device)
         x, y = samples.inputs[index], samples.labels[index]
         ctx.spend(index.numel())
         logits = forward(family.stamp(x, theta).flatten(0, 1))
@@ -54,7 +55,7 @@ def untargeted(forward: Forward, family: TriggerFamily, samples: Samples, theta:
 
 
 @torch.no_grad()
-def confusion(forward: Forward, family: TriggerFamily, samples: Samples, theta: dict[str, Tensor], classes: int,
+def confusion(forward: Forward, family: SearchedFamily, samples: Samples, theta: dict[str, Tensor], classes: int,
               ctx: Context) -> Tensor:
     """Mean log-probability of each destination per source class under each arm, [arms, classes, classes]."""
     rows = []
@@ -80,7 +81,7 @@ def assign(scores: Tensor) -> Tensor:
     return torch.stack(maps)
 
 
-def displace(forward: Forward, family: TriggerFamily, samples: Samples, classes: int, arms: int, search: Search,
+def displace(forward: Forward, family: SearchedFamily, samples: Samples, classes: int, arms: int, search: Search,
              ctx: Context, *, rounds: int = 3, free_steps: int = 25) -> Displaced:
     """Search `arms` random starts; passes about arms × batch × (free_steps + steps)."""
     theta = {k: v.clone() for k, v in family.blank(samples.inputs, arms, rng=ctx.rng).items()}
@@ -94,8 +95,8 @@ def displace(forward: Forward, family: TriggerFamily, samples: Samples, classes:
             for k, leaf in part.items():
                 theta[k][index] = leaf
     destinations = assign(confusion(forward, family, samples, theta, classes, ctx))
-    for k in range(rounds):
-        last = k == rounds - 1
+    for number in range(rounds):
+        last = number == rounds - 1
         step = replace(search, steps=max(1, search.steps // (2 if last else 2 * (rounds - 1))))
         recovered = invert(forward, family, destinations, samples, step, ctx, start=theta)
         if not last:

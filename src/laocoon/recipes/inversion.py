@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from laocoon.core.cases import Samples
 from laocoon.core.context import Context
-from laocoon.core.methods import TriggerFamily
+from laocoon.core.methods import SearchedFamily
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -73,7 +73,7 @@ def draw(pool: list[Tensor], batch: int, rng: torch.Generator) -> Tensor:
     return torch.stack(rows)
 
 
-def invert(forward: Forward, family: TriggerFamily, destinations: Tensor, samples: Samples, search: Search,
+def invert(forward: Forward, family: SearchedFamily, destinations: Tensor, samples: Samples, search: Search,
            ctx: Context, *, start: dict[str, Tensor] | None = None,
            note: Callable[[float, Tensor], None] | None = None) -> Recovered:
     """Search every arm. destinations: long [arms, classes]; samples on the device of the model.
@@ -88,14 +88,19 @@ def invert(forward: Forward, family: TriggerFamily, destinations: Tensor, sample
     parts = []
     for number, members in enumerate(torch.arange(arms).split(group)):
         local = {k: v[members].clone() for k, v in theta.items()}
-        done = number * group / arms
-        parts.append(_search(forward, family, destinations[members], samples, [pool[int(m)] for m in members], search,
-                             ctx, local, lambda f, s, d=done, g=len(members): note(d + f * g / arms, s) if note else None))
+
+        def tell(share: float, success: Tensor, done: float = number * group / arms,
+                 weight: float = members.numel() / arms) -> None:
+            if note is not None:
+                note(done + share * weight, success)
+
+        own = [pool[int(m)] for m in members]
+        parts.append(_search(forward, family, destinations[members], samples, own, search, ctx, local, tell))
     leaves = {k: torch.cat([p.trigger[k] for p in parts]) for k in parts[0].trigger}
     return Recovered(leaves, *(torch.cat([getattr(p, n) for p in parts]) for n in ("size", "success", "effective")))
 
 
-def _search(forward: Forward, family: TriggerFamily, destinations: Tensor, samples: Samples, pool: list[Tensor],
+def _search(forward: Forward, family: SearchedFamily, destinations: Tensor, samples: Samples, pool: list[Tensor],
             search: Search, ctx: Context, theta: dict[str, Tensor], note: Callable[[float, Tensor], None]) -> Recovered:
     device = samples.inputs.device
     arms = len(destinations)
@@ -150,7 +155,7 @@ def _search(forward: Forward, family: TriggerFamily, destinations: Tensor, sampl
 
 
 @torch.no_grad()
-def success_rate(forward: Forward, family: TriggerFamily, trigger: dict[str, Tensor], destinations: Tensor,
+def success_rate(forward: Forward, family: SearchedFamily, trigger: dict[str, Tensor], destinations: Tensor,
                  samples: Samples, pool: list[Tensor], ctx: Context, limit: int = 64) -> Tensor:
     """Share of an arm's samples (at most `limit`) that its trigger sends where the goal says, [arms]."""
     device, arms = samples.inputs.device, len(destinations)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Additive:
-    """Trigger: delta [arms, channels, height, width] in [-1, 1]. Size: root mean square of δ in grey levels (of 255)."""
+    """Trigger: delta [arms, channels, height, width] in [-1, 1]. Size: rms of δ in grey levels (of 255)."""
 
     name: str = "additive"
     unit: str = "grey levels rms"

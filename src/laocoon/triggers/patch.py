@@ -1,4 +1,4 @@
-"""Patch and mask: x·(1 − m) + m·p. BadNets stamps it; Neural Cleanse (S&P 2019) searches it; blending is a flat mask."""
+"""Patch and mask: x·(1 − m) + m·p. BadNets stamps it; Neural Cleanse (S&P 2019) searches it; blending is flat."""
 
 from __future__ import annotations
 

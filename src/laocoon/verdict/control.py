@@ -72,8 +72,11 @@ def _natural(subject: Subject, candidate: Candidate, others: Sequence[Candidate]
             continue
         x, y = held.inputs[applies][:MOST], held.labels[applies][:MOST]
         factor = torch.tensor([min(1.0, candidate.size / max(other.size, 1e-9))], device=x.device)
+        if not hasattr(other.family, "shrink"):
+            continue  # a family that is not searched by gradient has no weaker form
         weak = other.family.shrink(other.trigger, factor)
-        rates.append(float(_hits(subject, other.family.stamp(x, weak)[0], other.goal.destination(y), ctx).float().mean()))
+        hits = _hits(subject, other.family.stamp(x, weak)[0], other.goal.destination(y), ctx)
+        rates.append(float(hits.float().mean()))
     return sum(rates) / len(rates) if rates else float("nan")
 
 

@@ -94,9 +94,11 @@ def run(schedule: Schedule, case: ModelCase, root: Context, resume: Path | None 
 def _survive(method: Detector, case: ModelCase, ctx: Context) -> Report:
     try:
         return method.examine(case, ctx)
-    except Exception as error:  # a crash is INCONCLUSIVE, whatever it was: foreign models do anything
-        reason = f"{method.card.name} failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        return Report(method=method.card.name, params=asdict(method), findings=(), examined=(),  # type: ignore[call-overload]
+    except Exception as error:  # noqa: BLE001  a crash is INCONCLUSIVE, whatever it was: foreign models do anything
+        first = (str(error).splitlines() or [""])[0]
+        reason = f"{method.card.name} failed: {type(error).__name__}: {first}"
+        params = asdict(method)  # type: ignore[call-overload]
+        return Report(method=method.card.name, params=params, findings=(), examined=(),
                       skipped=(method.card.name,), reason=reason[:300], subject=case.subject.provenance.sha256,
                       seed=ctx.seed, spent=ctx.spent, seconds=0.0, version=__version__, complete=False)
 

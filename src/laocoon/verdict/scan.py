@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,9 @@ from laocoon.verdict.schedule import Schedule, plan
 
 # A planter puts a known backdoor into a copy of the subject: (subject, samples, seed) -> plants. Given from above,
 # because a defence never imports an attack.
-Planter = Callable[[Subject, Samples, int, Context], Sequence["Plant"]]
-CORE_METHODS = ("trigger_inversion", "text_inversion", "tabular_inversion")  # without one of these a scan may accuse, but never say NO_EVIDENCE
+Planter = Callable[[Subject, Samples, int, Context], Iterable["Plant"]]
+# Without one of these a scan may accuse, but never say NO_EVIDENCE.
+CORE_METHODS = ("trigger_inversion", "text_inversion", "tabular_inversion")
 
 
 class Plant:

@@ -22,7 +22,7 @@ from laocoon.core.cases import ModelCase
 from laocoon.core.context import Context
 from laocoon.core.errors import NotApplicable
 from laocoon.core.goal import ClassGoal
-from laocoon.core.methods import Detector
+from laocoon.core.methods import Detector, SearchedFamily
 from laocoon.core.report import Finding
 from laocoon.recipes.displacement import displace
 from laocoon.recipes.folding import folded
@@ -30,7 +30,7 @@ from laocoon.recipes.inversion import Search
 from laocoon.triggers.additive import Additive
 from laocoon.triggers.patch import Patch
 
-FAMILIES = {"patch": Patch(), "additive": Additive()}
+FAMILIES: dict[str, SearchedFamily] = {"patch": Patch(), "additive": Additive()}
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from laocoon.core.card import Capability, Card
 from laocoon.core.cases import ModelCase, Samples
 from laocoon.core.context import Context
 from laocoon.core.goal import all_to_one
-from laocoon.core.methods import Detector, TriggerFamily
+from laocoon.core.methods import Detector, SearchedFamily
 from laocoon.core.report import Finding
 from laocoon.recipes.folding import folded
 from laocoon.recipes.inversion import Forward, Recovered, Search, invert
@@ -33,7 +33,7 @@ from laocoon.triggers.patch import Patch
 from laocoon.triggers.tone import Tone
 from laocoon.triggers.warp import Warp
 
-FAMILIES: dict[str, TriggerFamily] = {f.name: f for f in (Patch(), Additive(), Warp(), Tone(), Generator())}
+FAMILIES: dict[str, SearchedFamily] = {f.name: f for f in (Patch(), Additive(), Warp(), Tone(), Generator())}
 
 SHARE = {"patch": 1.0, "additive": 0.8, "warp": 0.6, "tone": 0.5, "generator": 1.0}  # of `steps`
 
@@ -72,7 +72,7 @@ class TriggerInversion(Detector):
             arms, found = self._search(forward, family, everything, case.fit, search, ctx, note)
             yield from self._judge(arms, found, family, classes)
 
-    def _search(self, forward: Forward, family: TriggerFamily, everything: Tensor, fit: Samples, search: Search,
+    def _search(self, forward: Forward, family: SearchedFamily, everything: Tensor, fit: Samples, search: Search,
                 ctx: Context, note: object) -> tuple[Tensor, Recovered]:
         classes = len(everything)
         if classes <= self.most:
@@ -91,7 +91,7 @@ class TriggerInversion(Detector):
         start = {k: v.detach() for k, v in family.select(first.trigger, arms.to(fit.inputs.device)).items()}
         return arms, invert(forward, family, everything[arms], fit, search, ctx, start=start, note=note)  # type: ignore[arg-type]
 
-    def _judge(self, arms: Tensor, found: Recovered, family: TriggerFamily,
+    def _judge(self, arms: Tensor, found: Recovered, family: SearchedFamily,
                classes: int) -> Iterator[Finding | Candidate]:
         logs = found.effective.log().cpu()
         margin = logs.median() - logs
