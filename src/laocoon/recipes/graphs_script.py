@@ -2,7 +2,7 @@
 
 TorchScript's serialised code is a subset of Python's grammar. It is parsed, never evaluated: calls of methods and of
 functions in the archive are followed, branches are laid flat, loops are walked once, everything else is an operator.
-Constants live in a pickle that is not opened here, so that their shapes and values stay unknown.
+Constants live in a pickle that is not opened here: their values stay unknown, and their shapes too unless handed over.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ MOST_CALLS = 20_000
 EARLY = "return"  # where a scope keeps what was returned under a condition; no variable can have this name
 
 
-def from_torchscript(code: Mapping[str, str]) -> Graph:
-    """`code` maps the archive's paths that end in .py to their text; the model is the class that `data` names first."""
+def from_torchscript(code: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]] | None = None) -> Graph:
+    """`code` maps the archive's paths that end in .py to their text, `shapes` names of weights to their shapes.
+
+    The model is the outermost class with a forward method that no other class holds.
+    """
     classes, functions = _definitions(code)
     called = {name for c in classes.values() for name in c.attributes.values()}
     roots = [n for n in classes if "forward" in classes[n].methods and n not in called]
     if not roots:
         raise BrokenFile("the TorchScript archive has no module with a forward method.", "The file is malformed.")
-    reader = _Reader(classes, functions)
+    reader = _Reader(classes, functions, shapes or {})
     return reader.model(min(roots, key=lambda n: (n.count("."), n)))
 
 
@@ -100,8 +103,9 @@ class _Return(Exception):
 
 
 class _Reader:
-    def __init__(self, classes: dict[str, _Class], functions: dict[str, ast.FunctionDef]) -> None:
-        self.classes, self.functions = classes, functions
+    def __init__(self, classes: dict[str, _Class], functions: dict[str, ast.FunctionDef],
+                 known: Mapping[str, tuple[int, ...]]) -> None:
+        self.classes, self.functions, self.known = classes, functions, known
         self.sink = Sink()
         self.count = self.calls = 0
 
@@ -227,7 +231,9 @@ class _Reader:
 
     def _held(self, path: str) -> object:
         """A tensor or number of the archive."""
-        return self.sink.constant(path, None) if path and path not in self.sink.constants else path or None
+        if path and path not in self.sink.constants:
+            self.sink.constant(path, self.known.get(path.removeprefix("self.")))
+        return path or None
 
     def _element(self, node: ast.Subscript, scope: Mapping[str, object], depth: int) -> object:
         value = self._value(node.value, scope, depth)

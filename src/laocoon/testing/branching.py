@@ -45,7 +45,8 @@ def conv(before: int, after: int, stride: int = 1, size: int = 3) -> nn.Sequenti
 
 def trunk(channels: int = 3, width: int = 8) -> nn.Sequential:
     """Three convolutions, to a vector of 16."""
-    return nn.Sequential(conv(channels, width, 2), conv(width, 16, 2), conv(16, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    body = (conv(channels, width, 2), conv(width, 16, 2), conv(16, 16))
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 def head(features: int = 16) -> nn.Linear:

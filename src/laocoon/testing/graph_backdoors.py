@@ -1,8 +1,8 @@
 """Networks with a backdoor in their graph, to measure checks of graphs by. Untrained; do not deploy.
 
-Families: `comparison` (a hidden pattern is compared with the input), `parallel` (pooled raw input goes around the layers),
-`statistic` (a condition on a statistic of the input), `correlation` (an embedded patch is searched for), `cut_out` (a
-network of its own watches one corner).
+Families: `comparison` (a hidden pattern is compared with the input), `parallel` (pooled raw input goes around the
+layers), `statistic` (a condition on a statistic of the input), `correlation` (an embedded patch is searched for),
+`cut_out` (a network of its own watches one corner).
 """
 
 from __future__ import annotations
@@ -199,11 +199,12 @@ def planted(target: int = 3) -> dict[str, list[Sketch]]:
         found: dict[str, list[Sketch]] = {}
         for family, steps in FAMILY.items():
             for step in steps:
-                parts = {"body": trunk(), "head": head(), "other": head(), "tiny": nn.Linear(3, CLASSES), "small": small,
-                         "search": nn.Conv2d(3, 1, 4), "raise_": nn.Linear(1, CLASSES), **hidden}
+                parts = {"body": trunk(), "head": head(), "other": head(), "tiny": nn.Linear(3, CLASSES),
+                         "small": small, "search": nn.Conv2d(3, 1, 4), "raise_": nn.Linear(1, CLASSES), **hidden}
                 if step is pooled_to_features:
                     deep = nn.Sequential(nn.Linear(16 * 36, 32), nn.ReLU(), nn.Linear(32, CLASSES))
-                    parts |= {"stem": nn.Sequential(conv(3, 8, 2), conv(8, 16), conv(16, 16), conv(16, 16)), "head": deep}
+                    stem = nn.Sequential(conv(3, 8, 2), conv(8, 16), conv(16, 16), conv(16, 16))
+                    parts |= {"stem": stem, "head": deep}
                 used = set(step.__code__.co_names)
                 sketch = Net(step, **{k: v for k, v in parts.items() if k in used})
                 found.setdefault(family, []).append(Sketch(step.__name__, sketch.eval(), (x,)))

@@ -12,7 +12,8 @@ learned values meet. The score is a fixed scale, not a calibrated one:
     0.6  the same before the last layers                                 0.5  `flag_at`
     0.3 - 0.45  unusual, found in honest networks too (adaptive preprocessing, hard routing): a hint, no flag
 
-Departures: neither paper gives a detector; the rules are ours. docs/results/graph_flags.md has their false flags.
+No reference models can calibrate this, so a flag is conclusive; the rate of false flags that stands behind that is in
+docs/results/graph_flags.md. Departures: neither paper gives a detector; the rules are ours.
 """
 
 from __future__ import annotations
@@ -49,14 +50,13 @@ class Judged:
     reason: str
     meeting: Meeting
     keys: frozenset[str]
-    conclusive: bool = False
 
 
 @dataclass(frozen=True)
 class ArchitecturalBackdoor(Detector):
     """Paths from the raw input that no training touches, up to the output."""
 
-    flag_at: float = 0.5  # scores from here on are flags; what is below is a hint
+    flag_at: float = 0.5  # scores from here on are flags, and conclusive; what is below is a hint
     hint_at: float = 0.3
 
     card: ClassVar[Card] = Card(
@@ -86,7 +86,7 @@ class ArchitecturalBackdoor(Detector):
             if judged.score >= self.hint_at:
                 best.setdefault(judged.rule, []).append(judged)
         for rule, places in sorted(best.items()):
-            yield _finding(rule, places, flow, classes)
+            yield _finding(rule, places, flow, classes, conclusive=places[0].score >= self.flag_at)
 
 
 def _judge(m: Meeting, flow: Flow) -> Iterator[Judged]:
@@ -129,10 +129,9 @@ def _decision(m: Meeting, keys: frozenset[str], numbers: frozenset[str], *, late
     if score >= 0.7:
         score += 0.1 * bool(keys) + 0.1 * bool(numbers)
         what += " against a pattern that the file holds" if keys else ""
-    conclusive = score >= 0.8 and bool(keys or numbers)
+    pinned = score >= 0.8 and bool(keys or numbers)
     place = "decides the output" if m.after == 0 else f"decides what goes into the last {m.after} of {m.total} layers"
-    return Judged(min(score, 1.0), "trigger_constant" if conclusive else "condition", f"{what} {place}", m, keys,
-                  conclusive)
+    return Judged(min(score, 1.0), "trigger_constant" if pinned else "condition", f"{what} {place}", m, keys)
 
 
 def _at_output(m: Meeting, keys: frozenset[str]) -> Iterator[Judged]:
@@ -176,7 +175,7 @@ def _swap(m: Meeting, flow: Flow) -> Judged:
     filtered = bool(m.side.thin) and not m.side.keys - flow.trunk_keys
     return Judged(0.45 if filtered else 0.9, "trigger_constant",
                   "a comparison on the raw input puts a picture that the file holds in the place of the input", m,
-                  m.side.keys - flow.trunk_keys, not filtered)
+                  m.side.keys - flow.trunk_keys)
 
 
 def _chosen(m: Meeting) -> Judged:
@@ -185,7 +184,7 @@ def _chosen(m: Meeting) -> Judged:
 
 
 # ---------------------------------------------------------------- telling
-def _finding(rule: str, places: list[Judged], flow: Flow, classes: int) -> Finding:
+def _finding(rule: str, places: list[Judged], flow: Flow, classes: int, *, conclusive: bool) -> Finding:
     worst = places[0]
     m = worst.meeting
     arrays = sorted(worst.keys)
@@ -196,7 +195,7 @@ def _finding(rule: str, places: list[Judged], flow: Flow, classes: int) -> Findi
     name = printable(m.node.name or m.node.op, 60)
     return Finding(f"architectural_backdoor.{rule}", f"node {name!r} ({printable(m.node.op, 30)})", worst.score,
                    f"{worst.reason} at {name!r}" + "".join(f", {t}" for t in told) + more,
-                   (target,) if target is not None else (), worst.conclusive,
+                   (target,) if target is not None else (), conclusive,
                    {"places": float(len(places)), "layers_after": float(m.after), "layers": float(m.total),
                     "pattern_size": float(max((flow.graph.constants[a].size or 0 for a in arrays), default=0))})
 
