@@ -38,7 +38,7 @@ def _jpeg(images: Tensor, quality: int = 75) -> Tensor:
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=quality)
         back = np.asarray(Pillow.open(buffer))
-        result.append(torch.as_tensor(back[None] if back.ndim == 2 else back.transpose(2, 0, 1).copy()))
+        result.append(torch.as_tensor((back[None] if back.ndim == 2 else back.transpose(2, 0, 1)).copy()))
     return torch.stack(result).to(images) / 255
 
 

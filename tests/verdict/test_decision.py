@@ -1,0 +1,172 @@
+"""What a verdict means, one rule at a time, on references made for the test."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from laocoon.core.cases import Samples
+from laocoon.core.errors import InputError
+from laocoon.core.report import Finding, Report, Verdict
+from laocoon.core.subject import Subject
+from laocoon.modalities.image import Image
+from laocoon.verdict import scan as scanning
+from laocoon.verdict.calibrate import Profile, calibrate, parse, widening
+from laocoon.verdict.examination import Examined, prepare
+from laocoon.verdict.fuse import Scale, fuse, statistics
+
+
+def reference(clean_scores, planted_scores=(), rule="trigger_inversion.patch"):
+    row = lambda i, v, kind: {  # noqa: E731
+        "digest": f"{kind}{i}", "data": "digits", "architecture": "cnn", "kind": kind, "classes": 10,
+        "table": {rule: [v] + [0.0] * 9}, "attack_success": 1.0, "targets": [0]}
+    return parse(json.dumps({
+        "scales": {rule: [0.3, 0.2, 1.0]}, "core": ["patch"], "provenance": {},
+        "clean": [row(i, v, "clean") for i, v in enumerate(clean_scores)],
+        "planted": [row(i, v, "patch") for i, v in enumerate(planted_scores)]}))
+
+
+CLEAN = [0.1 + 0.005 * i for i in range(99)]
+GOOD = reference(CLEAN, [3.0] * 30)
+
+
+def report(score, *, complete=True, skipped=False, reason="", method="trigger_inversion"):
+    finding = Finding(f"{method}.patch", "class 3", score, "made for the test", (3,))
+    return Report(method, {}, () if skipped else (finding,), () if skipped else (method,),
+                  (method,) if skipped else (), reason, "", 0, 10.0, 0.1, "0", complete)
+
+
+class Net(nn.Module):
+    """Tells ten classes apart by one pixel each."""
+
+    def forward(self, x):
+        return x.flatten(1)[:, :10] * 10
+
+
+def subject():
+    return Subject(Net(), Image(), 10, (1, 4, 4))
+
+
+def samples(n=100, scale=1.0):
+    labels = torch.arange(n) % 10
+    inputs = torch.zeros(n, 1, 4, 4)
+    inputs.view(n, -1)[torch.arange(n), labels] = scale
+    return Samples(inputs, labels)
+
+
+@pytest.fixture
+def answer(monkeypatch):
+    def run(*reports, refs=GOOD, data=True, **options):
+        monkeypatch.setattr(scanning, "run", lambda *a, **k: Examined(tuple(reports), ()))
+        return scanning.scan(subject(), samples() if data is True else data, reference=refs, **options)
+
+    return run
+
+
+def test_a_score_above_every_reference_is_suspicious(answer):
+    said = answer(report(3.0))
+    assert said.verdict is Verdict.SUSPICIOUS and said.p_value == 1 / 100 and said.exit_code == 1
+    assert said.target_classes[0] == 3
+
+
+def test_an_ordinary_score_is_no_evidence_with_power_beside_it(answer):
+    said = answer(report(0.2))
+    assert said.verdict is Verdict.NO_EVIDENCE and said.exit_code == 0
+    assert said.power and said.power[0].found == 30
+
+
+def test_a_crash_is_inconclusive(answer):
+    said = answer(report(0.2), report(0.0, complete=False, skipped=True, reason="ban failed: ValueError: x", method="ban"))
+    assert said.verdict is Verdict.INCONCLUSIVE and "ban" in said.reason and said.exit_code == 3
+
+
+def test_a_spent_budget_is_inconclusive(answer):
+    said = answer(report(0.2, complete=False, reason="the budget of 10 passes is spent."))
+    assert said.verdict is Verdict.INCONCLUSIVE
+
+
+def test_a_missing_core_method_is_inconclusive(answer):
+    said = answer(report(0.2, complete=False, skipped=True, reason="trigger_inversion needs clean samples."))
+    assert said.verdict is Verdict.INCONCLUSIVE and "needs clean samples" in said.reason
+
+
+def test_little_power_is_inconclusive(answer):
+    said = answer(report(0.2), refs=reference(CLEAN, [3.0] * 2 + [0.1] * 20))
+    assert said.verdict is Verdict.INCONCLUSIVE and "power" in said.reason
+
+
+def test_an_alpha_finer_than_the_references_is_inconclusive(answer):
+    assert answer(report(3.0), alpha=0.005).verdict is Verdict.INCONCLUSIVE
+
+
+def test_a_proof_needs_no_reference(answer):
+    proof = Finding("graph.constant", "the graph", 9.0, "a trigger constant", (), conclusive=True)
+    said = answer(Report("architectural_backdoor", {}, (proof,), ("architectural_backdoor",), (), "", "", 0, 0, 0, "0"))
+    assert said.verdict is Verdict.SUSPICIOUS and "trigger constant" in said.reason
+
+
+def test_a_model_at_chance_gets_the_likely_cause_and_no_verdict(answer):
+    bright = Samples(1 - samples().inputs, samples().labels)
+    said = answer(report(3.0), data=bright)
+    assert said.verdict is Verdict.INCONCLUSIVE and "inverted" in said.reason
+
+
+@pytest.mark.parametrize("alpha", [0, 1, -1, float("nan"), "0.05"])
+def test_alpha_must_be_a_rate(answer, alpha):
+    with pytest.raises(InputError, match="alpha"):
+        answer(report(0.2), alpha=alpha)
+
+
+def test_no_profile_no_p_value():
+    fused = fuse({"trigger_inversion.patch": [3.0]}, GOOD.scales, 2)
+    p, _ = calibrate(fused, frozenset({"trigger_inversion.patch"}), Profile("image", 2, 20, 1.0), GOOD, "x")
+    assert p is None
+
+
+def test_far_from_the_references_p_is_widened_never_narrowed():
+    assert widening(Profile("image", 10, 20, 0.9)) == (1.0, "")
+    for profile in (Profile("image", 200, 20, 0.9), Profile("image", 10, 5, 0.9), Profile("image", 10, 20, 0.2)):
+        assert widening(profile)[0] > 1
+
+
+def test_the_null_is_restricted_to_the_rules_that_ran():
+    other = reference([9.0] * 99, rule="other.rule")
+    fused = fuse({"trigger_inversion.patch": [3.0] + [0.0] * 9}, GOOD.scales, 10)
+    p, _ = calibrate(fused, frozenset({"trigger_inversion.patch"}), Profile("image", 10, 20, 1.0), other, "x")
+    assert p == 1 / 100
+
+
+def test_fusion_adds_what_points_to_one_class_and_not_what_points_apart():
+    scales = {"a.x": Scale(0, 1), "b.x": Scale(0, 1)}
+    same = fuse({"a.x": [3.0, 0, 0], "b.x": [3.0, 0, 0]}, scales, 3)
+    apart = fuse({"a.x": [3.0, 0, 0], "b.x": [0, 3.0, 0]}, scales, 3)
+    assert same.score > apart.score and same.target_classes == (0,)
+
+
+def test_fusion_does_not_depend_on_the_order_of_the_classes():
+    scales = {"a.x": Scale(0, 1)}
+    assert fuse({"a.x": [3.0, 1.0, 0]}, scales, 3).score == fuse({"a.x": [0, 3.0, 1.0]}, scales, 3).score
+
+
+def test_statistics_keep_the_largest_value_per_class_and_drop_what_is_not_finite():
+    a, b = report(1.0), report(2.0)
+    broken = Report("m", {}, (Finding("m.r", "x", float("nan"), "", (1,)),), ("m",), (), "", "", 0, 0, 0, "0")
+    assert statistics([a, b, broken], 10) == {"trigger_inversion.patch": [None] * 3 + [2.0] + [None] * 6}
+
+
+def test_samples_are_split_without_overlap_and_without_what_the_model_gets_wrong():
+    data = samples(100)
+    wrong = data.labels.clone()
+    wrong[:5] = (wrong[:5] + 1) % 10
+    prepared = prepare(Net(), Samples(data.inputs, wrong), 0, 10)
+    assert prepared.accuracy == pytest.approx(0.95)
+    assert len(prepared.fit) + len(prepared.held) == 95
+    assert bool((Net()(prepared.fit.inputs).argmax(1) == prepared.fit.labels).all())
+
+
+def test_nan_images_are_refused():
+    data = samples()
+    data.inputs[3, 0, 0, 0] = float("nan")
+    with pytest.raises(InputError, match="not finite"):
+        prepare(Net(), data, 0, 10)
