@@ -29,8 +29,7 @@ WEIGHTS: dict[str, float] = {
     "trigger_inversion.additive": 1.0,
     "trigger_inversion.warp": 1.0,
     "trigger_inversion.tone": 1.0,
-    "mm_bd.margin": 0.5,  # the two rules of MM-BD agree nearly always: they share one vote
-    "mm_bd.cso": 0.5,
+    "mm_bd.margin": 1.0,  # its companion rule, mm_bd.cso, agrees nearly always and is not counted twice
     "all_to_all_inversion.patch": 1.0,
     "all_to_all_inversion.additive": 1.0,
     "all_to_all_inversion.shift": 1.0,
