@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import timm
-import torchvision
 from torch import Tensor, nn
 
-from laocoon.core.errors import InputError
+from laocoon.core.errors import InputError, MissingExtra
 from laocoon.files import safetensors, state_dict
 from laocoon.files.onnx import LARGEST_FILE, open_bytes
 from laocoon.files.sandbox import Limits, confined
@@ -40,11 +38,11 @@ def open_weights(path: Path, kind: str, architecture: str | None, options: Model
     return from_timm(state, architecture.removeprefix("timm:"), path.name, options, kind)
 
 
-def _build(make: Any, name: str, **settings: Any) -> nn.Module:  # the libraries' own keyword interface
+def _build(make: Callable[[], Any], name: str) -> nn.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module = make(name, **settings)
+            module = make()
     except (RuntimeError, ValueError, TypeError, KeyError, AssertionError, AttributeError) as error:
         raise InputError(f"architecture {printable(name)!r} cannot be built ({first_line(error)}).", HELP) from error
     assert isinstance(module, nn.Module)
@@ -70,11 +68,17 @@ def _rows(state: Mapping[str, Tensor], names: tuple[str, ...]) -> int | None:
 def from_timm(state: Mapping[str, Tensor], name: str, where: str, options: ModelOptions, kind: str,
               settings: Mapping[str, Any] | None = None) -> RawModel:
     """`settings` are the classes, normalisation and size that a configuration file gives."""
+    try:
+        import timm
+    except ImportError as error:
+        raise MissingExtra(
+            f"the architecture {printable(name)!r} needs timm.", "pip install 'laocoon[timm]'"
+        ) from error
     if not re.fullmatch(r"[A-Za-z0-9_.]+", name) or not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{re.sub(r'[^a-z0-9]', '*', name.lower())}*")[:5])
         raise InputError(f"timm has no architecture {printable(name)!r}.", f"Near: {close}." if close else HELP)
-    config = timm.models.get_pretrained_cfg(name)
-    config = config.to_dict() if config is not None else {}
+    known = timm.models.get_pretrained_cfg(name)
+    config: dict[str, Any] = known.to_dict() if known is not None else {}
     settings = settings or {}
     heads = config.get("classifier") or ()
     classes = _rows(state, (heads,) if isinstance(heads, str) else tuple(heads)) or 1000
@@ -86,11 +90,11 @@ def from_timm(state: Mapping[str, Tensor], name: str, where: str, options: Model
     usual = _pair(config.get("input_size"))
     if size is not None and size != usual:
         try:
-            module = _build(timm.create_model, name, **given, img_size=size)
+            module = _build(lambda: timm.create_model(name, **given, img_size=size), name)
         except InputError:  # convolutional networks take no size
-            module = _build(timm.create_model, name, **given)
+            module = _build(lambda: timm.create_model(name, **given), name)
     else:
-        module = _build(timm.create_model, name, **given)
+        module = _build(lambda: timm.create_model(name, **given), name)
     notes = []
     mean, std = settings.get("mean"), settings.get("std")
     if mean is None and classes == config.get("num_classes"):
@@ -98,8 +102,13 @@ def from_timm(state: Mapping[str, Tensor], name: str, where: str, options: Model
         notes.append("normalisation as timm gives it for this architecture")
     if options.size is None and not settings.get("input_size"):
         notes.append(f"assumed: images of {size} (the size that timm gives for this architecture)")
-    defaults = ModelOptions(size=size, image_channels=channels, mean=_numbers(mean, channels), std=_numbers(std, channels),
-                            input_range="0-1" if mean is not None else None)
+    defaults = ModelOptions(
+        size=size,
+        image_channels=channels,
+        mean=_numbers(mean, channels),
+        std=_numbers(std, channels),
+        input_range="0-1" if mean is not None else None,
+    )
     return RawModel(_loaded(module, state, where), kind, None, ("logits",), (True,), ("",), defaults=defaults,
                     notes=tuple(notes), metadata={"architecture": f"timm:{name}"})
 
@@ -115,10 +124,15 @@ def _numbers(values: Any, channels: int) -> tuple[float, ...] | None:
 
 
 def _torchvision(state: Mapping[str, Tensor], name: str, where: str, kind: str) -> RawModel:
+    try:
+        import torchvision
+    except ImportError as error:
+        raise MissingExtra(f"the architecture {printable(name)!r} needs torchvision.",
+                           "pip install 'laocoon[timm]'") from error
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise InputError(f"torchvision has no classifier {printable(name)!r}.", HELP)
-    module = _build(torchvision.models.get_model, name, weights=None,
-                    num_classes=_rows(state, ("fc", "classifier", "head", "heads.head")) or 1000)
+    classes = _rows(state, ("fc", "classifier", "head", "heads.head")) or 1000
+    module = _build(lambda: torchvision.models.get_model(name, weights=None, num_classes=classes), name)
     return RawModel(_loaded(module, state, where), kind, None, ("logits",), (True,), ("",),
                     metadata={"architecture": f"torchvision:{name}"})
 
@@ -164,7 +178,9 @@ def convert(arguments: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         raise InputError(f"{arguments['factory']} is not a function or class.", HELP)
     network = made()
     if not isinstance(network, nn.Module):
-        raise InputError(f"{arguments['factory']} returned a {type(network).__name__}.", "It must return a torch module.")
+        raise InputError(
+            f"{arguments['factory']} returned a {type(network).__name__}.", "It must return a torch module."
+        )
     file = Path(arguments["path"])
     state = safetensors.read(file) if arguments["kind"] == "safetensors" else state_dict.read(file)
     network = _loaded(network.float(), state, file.name)

@@ -62,13 +62,21 @@ def inspect_archive(source: Path | IO[bytes], name: str, *, depth: int = 0) -> l
         names = [i.filename for i in infos]
         outside = [printable(i.filename) for i in infos if _leaves(i)]
         if outside:
-            found.append(Danger("path-traversal", "members would be written outside of the folder", tuple(outside[:16])))
+            found.append(
+                Danger("path-traversal", "members would be written outside of the folder", tuple(outside[:16]))
+            )
         if any(i.flag_bits & 1 for i in infos):
             raise BrokenFile(f"{name} is encrypted.", "Decrypt it first.")
         twice = sorted({printable(n) for n in names if names.count(n) > 1}) if len(names) < 5000 else []
         if twice:
-            found.append(Danger("ambiguous-archive", "members have the same name, so that programs may read different ones",
-                                tuple(twice[:8]), score=0.8))
+            found.append(
+                Danger(
+                    "ambiguous-archive",
+                    "members have the same name, so that programs may read different ones",
+                    tuple(twice[:8]),
+                    score=0.8,
+                )
+            )
         script = member_ending(names, "constants.pkl") is not None and any("/code/" in n or n.startswith("code/")
                                                                            for n in names)
         for info in infos:
@@ -85,7 +93,9 @@ def _leaves(info: zipfile.ZipInfo) -> bool:
             or stat.S_ISLNK(info.external_attr >> 16))
 
 
-def _inspect_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, depth: int, script: bool) -> list[Danger]:
+def _inspect_member(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, depth: int, script: bool
+) -> list[Danger]:
     with archive.open(info) as file:
         head = file.read(64)
     shown = printable(info.filename)
@@ -93,7 +103,9 @@ def _inspect_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, 
     binary = head[:1] == b"\x80" and looks_like_pickle(head) and not info.filename.split("/")[-1].isdigit()
     if named or binary:
         if info.file_size > LARGEST_PICKLE:
-            raise BrokenFile(f"{name}: the pickle {shown!r} has {info.file_size} bytes.", "Pickles that large are refused.")
+            raise BrokenFile(
+                f"{name}: the pickle {shown!r} has {info.file_size} bytes.", "Pickles that large are refused."
+            )
         data = read_member(archive, info.filename, LARGEST_PICKLE)
         try:
             return inspect_stream(io.BytesIO(data), shown, len(data), script=script)
@@ -103,6 +115,8 @@ def _inspect_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, 
             return []  # raw numbers that happen to begin like a pickle
     if head[:4] == b"PK\x03\x04":
         if depth >= 2 or info.file_size > LARGEST_NESTED:
-            raise BrokenFile(f"{name}: the archive {shown!r} inside is too deep or too large.", "Files like that are refused.")
+            raise BrokenFile(
+                f"{name}: the archive {shown!r} inside is too deep or too large.", "Files like that are refused."
+            )
         return inspect_archive(io.BytesIO(read_member(archive, info.filename, LARGEST_NESTED)), shown, depth=depth + 1)
     return []

@@ -23,32 +23,62 @@ from typing import Any
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 38, 22
 _ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000
 _CLONE_THREAD = 0x10000
-# System calls refused, by architecture (AUDIT_ARCH, numbers). Names in comments where the numbers are alone.
-_ARCHITECTURES: dict[str, tuple[int, dict[str, int], tuple[int, ...]]] = {
-    "x86_64": (0xC000003E, {"clone": 56, "clone3": 435, "kill": 62, "tgkill": 234, "prlimit64": 302}, (
-        41, 42, 49, 50, 43, 288, 44, 46, 307,  # socket connect bind listen accept accept4 sendto sendmsg sendmmsg
-        59, 322, 57, 58, 101, 310, 311, 312,  # execve execveat fork vfork ptrace process_vm_readv _writev kcmp
-        165, 166, 155, 161, 308, 272, 321, 298, 248, 249, 250,  # mount umount2 pivot_root chroot setns unshare bpf perf keys
-        175, 313, 176, 169, 246, 320, 323, 425, 426, 427,  # modules reboot kexec userfaultfd io_uring
-        129, 297, 424, 434, 438, 200, 428, 429, 430, 431, 432, 442,  # queued signals, pidfd, tkill, mount interface
-    )),
-    "aarch64": (0xC00000B7, {"clone": 220, "clone3": 435, "kill": 129, "tgkill": 131, "prlimit64": 261}, (
-        198, 203, 200, 201, 202, 242, 206, 211, 269, 221, 281, 117, 270, 271, 272, 40, 39, 41, 51, 268, 97, 280, 241,
-        217, 218, 219, 105, 273, 106, 142, 104, 294, 282, 425, 426, 427, 138, 240, 424, 434, 438, 130, 428, 429, 430,
-        431, 432, 442,
-    )),
-}
-_READ_ALWAYS = ("/usr", "/lib", "/lib64", "/lib32", "/opt", "/bin", "/dev/null", "/dev/urandom", "/dev/random", "/dev/zero",
-                "/etc/ld.so.cache", "/etc/localtime", "/etc/mime.types", "/etc/nsswitch.conf", "/etc/passwd",
-                "/etc/python3", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/sys", "/proc/filesystems",
-                "/proc/version", "/sys/devices/system", "/sys/fs/cgroup", "/nix/store")
+# System calls that are refused: their numbers on x86_64 and on aarch64, - where there is none.
+_REFUSED = """
+socket 41 198, connect 42 203, bind 49 200, listen 50 201, accept 43 202, accept4 288 242, sendto 44 206,
+sendmsg 46 211, sendmmsg 307 269, execve 59 221, execveat 322 281, fork 57 -, vfork 58 -, ptrace 101 117,
+process_vm_readv 310 270, process_vm_writev 311 271, kcmp 312 272, mount 165 40, umount2 166 39, pivot_root 155 41,
+chroot 161 51, setns 308 268, unshare 272 97, bpf 321 280, perf_event_open 298 241, add_key 248 217,
+request_key 249 218, keyctl 250 219, init_module 175 105, finit_module 313 273, delete_module 176 106, reboot 169 142,
+kexec_load 246 104, kexec_file_load 320 294, userfaultfd 323 282, io_uring_setup 425 425, io_uring_enter 426 426,
+io_uring_register 427 427, rt_sigqueueinfo 129 138, rt_tgsigqueueinfo 297 240, pidfd_send_signal 424 424,
+pidfd_open 434 434, pidfd_getfd 438 438, tkill 200 130, open_tree 428 428, move_mount 429 429, fsopen 430 430,
+fsconfig 431 431, fsmount 432 432, mount_setattr 442 442
+"""
+_ARCHITECTURES = ("x86_64", "aarch64")
+_AUDIT_ARCH = (0xC000003E, 0xC00000B7)
+_CLONE, _CLONE3, _KILL_CALL, _TGKILL, _PRLIMIT = (56, 220), (435, 435), (62, 129), (234, 131), (302, 261)
+_READ_ALWAYS = (
+    "/usr",
+    "/lib",
+    "/lib64",
+    "/lib32",
+    "/opt",
+    "/bin",
+    "/dev/null",
+    "/dev/urandom",
+    "/dev/random",
+    "/dev/zero",
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/etc/mime.types",
+    "/etc/nsswitch.conf",
+    "/etc/passwd",
+    "/etc/python3",
+    "/proc/cpuinfo",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/sys",
+    "/proc/filesystems",
+    "/proc/version",
+    "/sys/devices/system",
+    "/sys/fs/cgroup",
+    "/nix/store",
+)
 
 
 def main(settings: Mapping[str, Any]) -> None:
     """Confine this process, run the job, leave `reply.json`."""
     folder = Path(settings["folder"])
     _limit(settings)
-    read = [*_READ_ALWAYS, f"/proc/{os.getpid()}", sys.prefix, sys.base_prefix, *settings["path"], *settings["readable"]]
+    read = [
+        *_READ_ALWAYS,
+        f"/proc/{os.getpid()}",
+        sys.prefix,
+        sys.base_prefix,
+        *settings["path"],
+        *settings["readable"],
+    ]
     bound = [_landlock(read, str(folder)), _seccomp()]
     if not all(bound):
         _audit(folder)
@@ -95,27 +125,38 @@ def _libc() -> Any:
 
 
 def _seccomp() -> bool:
-    known = _ARCHITECTURES.get(platform.machine())
-    if sys.platform != "linux" or known is None or struct.calcsize("P") != 8:
+    if sys.platform != "linux" or platform.machine() not in _ARCHITECTURES or struct.calcsize("P") != 8:
         return False
-    arch, named, refused = known
+    column = _ARCHITECTURES.index(platform.machine())
+    refused = [int(e.split()[1 + column]) for e in _REFUSED.split(",") if e.split()[1 + column] != "-"]
 
     def instruction(code: int, jt: int, jf: int, k: int) -> bytes:
         return struct.pack("=HBBI", code, jt, jf, k)
 
     load, equal, at_least, bits, answer = 0x20, 0x15, 0x35, 0x45, 0x06
     deny = _REFUSE | errno.EPERM
-    program = [instruction(load, 0, 0, 4), instruction(equal, 1, 0, arch), instruction(answer, 0, 0, _KILL),
-               instruction(load, 0, 0, 0), instruction(at_least, 0, 1, 0x40000000), instruction(answer, 0, 0, deny)]
+    program = [instruction(load, 0, 0, 4), instruction(equal, 1, 0, _AUDIT_ARCH[column])]
+    program += [instruction(answer, 0, 0, _KILL), instruction(load, 0, 0, 0)]
+    program += [instruction(at_least, 0, 1, 0x40000000), instruction(answer, 0, 0, deny)]  # the x32 numbers
     for number in refused:
         program += [instruction(equal, 0, 1, number), instruction(answer, 0, 0, deny)]
-    program += [instruction(equal, 0, 1, named["clone3"]), instruction(answer, 0, 0, _REFUSE | errno.ENOSYS)]
-    program += [instruction(equal, 0, 4, named["clone"]), instruction(load, 0, 0, 16),
-                instruction(bits, 1, 0, _CLONE_THREAD), instruction(answer, 0, 0, deny), instruction(answer, 0, 0, _ALLOW)]
+    program += [instruction(equal, 0, 1, _CLONE3[column]), instruction(answer, 0, 0, _REFUSE | errno.ENOSYS)]
+    program += [
+        instruction(equal, 0, 4, _CLONE[column]),
+        instruction(load, 0, 0, 16),
+        instruction(bits, 1, 0, _CLONE_THREAD),
+        instruction(answer, 0, 0, deny),
+        instruction(answer, 0, 0, _ALLOW),
+    ]
     me = os.getpid()
-    for name, target in (("kill", me), ("tgkill", me), ("prlimit64", 0)):  # on this process only
-        program += [instruction(equal, 0, 4, named[name]), instruction(load, 0, 0, 16), instruction(equal, 1, 0, target),
-                    instruction(answer, 0, 0, deny), instruction(answer, 0, 0, _ALLOW)]
+    for call, target in ((_KILL_CALL, me), (_TGKILL, me), (_PRLIMIT, 0)):  # on this process only
+        program += [
+            instruction(equal, 0, 4, call[column]),
+            instruction(load, 0, 0, 16),
+            instruction(equal, 1, 0, target),
+            instruction(answer, 0, 0, deny),
+            instruction(answer, 0, 0, _ALLOW),
+        ]
     program.append(instruction(answer, 0, 0, _ALLOW))
     code = ctypes.create_string_buffer(b"".join(program))
     header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program), ctypes.addressof(code)))
@@ -142,7 +183,11 @@ def _landlock(readable: list[str], writable: str) -> bool:
     if ruleset < 0:
         return False
     read_file, read_folder = 1 << 2, (1 << 2) | (1 << 3)
-    for path, rights in (*((p, read_folder) for p in readable), (writable, every & ~1), ("/dev/null", (1 << 1) | (1 << 2))):
+    for path, rights in (
+        *((p, read_folder) for p in readable),
+        (writable, every & ~1),
+        ("/dev/null", (1 << 1) | (1 << 2)),
+    ):
         if path in ("", "/") or not os.path.exists(path):
             continue
         flags = getattr(os, "O_PATH", 0) | os.O_CLOEXEC
@@ -161,8 +206,22 @@ def _landlock(readable: list[str], writable: str) -> bool:
 
 def _audit(folder: Path) -> None:
     """Refuse the same in Python alone."""
-    refused = ("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.kill", "pty.",
-               "os.startfile", "webbrowser.", "ftplib.", "smtplib.", "urllib.")
+    refused = (
+        "socket.",
+        "subprocess.",
+        "os.system",
+        "os.exec",
+        "os.posix_spawn",
+        "os.spawn",
+        "os.fork",
+        "os.kill",
+        "pty.",
+        "os.startfile",
+        "webbrowser.",
+        "ftplib.",
+        "smtplib.",
+        "urllib.",
+    )
     inside = str(folder) + os.sep
     changes = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod",
                "os.chown", "shutil.")

@@ -27,7 +27,7 @@ def fetch(text: str) -> Path:
         from huggingface_hub import HfApi, snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError as error:
-        raise MissingExtra("a hub id needs huggingface_hub.", "pip install 'laocoon[huggingface]'") from error
+        raise MissingExtra("a hub id needs huggingface_hub.", "pip install 'laocoon[hub]'") from error
     name, revision = found.groups()
     patterns = ["config.json", "preprocessor_config.json", "*.safetensors", "model.safetensors.index.json"]
     try:

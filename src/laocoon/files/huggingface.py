@@ -22,9 +22,23 @@ from laocoon.files.wording import first_line, printable
 from laocoon.modalities.image import ModelOptions, RawModel
 
 LARGEST_JSON = 16 * 2**20
-_DROPPED = ("auto_map", "custom_pipelines", "quantization_config", "attn_implementation", "_attn_implementation",
-            "_attn_implementation_internal", "_attn_implementation_autoset", "experts_implementation", "torch_dtype", "dtype",
-            "_name_or_path", "architectures", "transformers_version", "model_type", "trust_remote_code")
+_DROPPED = (
+    "auto_map",
+    "custom_pipelines",
+    "quantization_config",
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "_attn_implementation_autoset",
+    "experts_implementation",
+    "torch_dtype",
+    "dtype",
+    "_name_or_path",
+    "architectures",
+    "transformers_version",
+    "model_type",
+    "trust_remote_code",
+)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -46,8 +60,15 @@ def inspect(folder: Path) -> list[Danger]:
         if (folder / name).is_file():
             named = read_json(folder / name).get("auto_map")
             if named:
-                found.append(Danger("remote-code", f"{name} asks to import code from the model's folder",
-                                    (printable(named, 200),), "Ask for the model without custom code, or as ONNX.", 0.8))
+                found.append(
+                    Danger(
+                        "remote-code",
+                        f"{name} asks to import code from the model's folder",
+                        (printable(named, 200),),
+                        "Ask for the model without custom code, or as ONNX.",
+                        0.8,
+                    )
+                )
     return found
 
 
@@ -109,7 +130,9 @@ def _transformers(folder: Path, config: Mapping[str, Any], state: Mapping[str, T
         from transformers import AutoConfig, AutoModelForImageClassification
         from transformers.utils import logging
     except ImportError as error:
-        raise MissingExtra("a Hugging Face directory needs transformers.", "pip install 'laocoon[huggingface]'") from error
+        raise MissingExtra(
+            "a Hugging Face directory needs transformers.", "pip install 'laocoon[transformers]'"
+        ) from error
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise InputError(f"{folder.name}/config.json names no model_type.", "Only image classifiers are examined.")

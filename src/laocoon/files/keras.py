@@ -82,7 +82,9 @@ def convert(arguments: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     known = list(shape[1:])
     if len(known) == 3 and None in known[:2]:
         if not size:
-            raise InputError("the Keras model takes images of any size.", "Pass the height and width that it was trained on.")
+            raise InputError(
+                "the Keras model takes images of any size.", "Pass the height and width that it was trained on."
+            )
         known[:2] = size
     if None in known:
         known = [3 if v is None else v for v in known]

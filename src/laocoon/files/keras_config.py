@@ -1,8 +1,8 @@
 """The configuration of a Keras file against an allow-list of layers, without Keras.
 
-Keras builds whatever its JSON names; `safe_mode` has been bypassed and did not cover .h5. Here a model is refused unless
-every class in it is a known layer, initialiser or the like from Keras itself, and an HDF5 file unless all its data is
-inside. HDF5 is parsed in the child only.
+Keras builds whatever its JSON names; `safe_mode` has been bypassed and did not cover .h5. Here a model is refused
+unless every class in it is a known layer, initialiser or the like from Keras itself, and an HDF5 file unless all its
+data is inside. HDF5 is parsed in the child only.
 """
 
 from __future__ import annotations
@@ -13,24 +13,40 @@ from pathlib import Path
 from typing import Any
 
 LARGEST_CONFIG = 64 * 2**20
-LAYERS = frozenset("""
+LAYERS = frozenset(
+    """
 InputLayer Dense Activation Embedding Masking EinsumDense Identity Conv1D Conv2D Conv3D SeparableConv1D SeparableConv2D
 DepthwiseConv1D DepthwiseConv2D Conv1DTranspose Conv2DTranspose Conv3DTranspose Convolution2D MaxPooling1D MaxPooling2D
 MaxPooling3D AveragePooling1D AveragePooling2D AveragePooling3D GlobalMaxPooling1D GlobalMaxPooling2D
 GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D GlobalMaxPooling3D BatchNormalization
 BatchNormalizationV1 LayerNormalization UnitNormalization GroupNormalization RMSNormalization SpectralNormalization
 Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D GaussianDropout GaussianNoise AlphaDropout
-ActivityRegularization Attention MultiHeadAttention AdditiveAttention GroupQueryAttention Reshape Flatten Cropping1D
-Cropping2D Cropping3D Permute RepeatVector UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
+ActivityRegularization Attention MultiHeadAttention AdditiveAttention GroupQueryAttention
+Reshape Flatten Cropping1D
+Cropping2D Cropping3D Permute RepeatVector UpSampling1D UpSampling2D UpSampling3D
+ZeroPadding1D ZeroPadding2D ZeroPadding3D
 Concatenate Average Maximum Minimum Add Subtract Multiply Dot ReLU LeakyReLU PReLU ELU Softmax Rescaling Resizing
-CenterCrop Normalization RandomFlip RandomRotation RandomZoom RandomTranslation RandomContrast RandomBrightness RandomCrop
+CenterCrop Normalization RandomFlip RandomRotation RandomZoom RandomTranslation RandomContrast RandomBrightness
+RandomCrop
 Sequential Functional Model
-""".split())
+""".split()
+)
 _VALUES = ("keras.initializers", "keras.regularizers", "keras.constraints", "keras.dtype_policies", "keras.optimizers",
            "keras.losses", "keras.metrics")
 _OPERATIONS = ("keras.src.ops.numpy", "keras.src.ops.nn")
-_MODULES = ("keras.layers", "keras.src.layers", "keras.models", "keras.src.models", "keras", "keras.engine",
-            "tensorflow.keras.layers", "tf_keras.layers", "tf_keras.src.engine", "keras.src.engine", "keras.initializers")
+_MODULES = (
+    "keras.layers",
+    "keras.src.layers",
+    "keras.models",
+    "keras.src.models",
+    "keras",
+    "keras.engine",
+    "tensorflow.keras.layers",
+    "tf_keras.layers",
+    "tf_keras.src.engine",
+    "keras.src.engine",
+    "keras.initializers",
+)
 _INERT = frozenset({"__keras_tensor__", "__tuple__", "__tensor__", "__numpy__", "DTypePolicy", "Policy", "TensorShape"})
 
 

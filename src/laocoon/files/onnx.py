@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import onnx
+import onnx.inliner
 import torch
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
@@ -140,13 +141,19 @@ def opset_of(model: ModelProto) -> int:
 def _read_external(tensor: TensorProto, name: str, folder: Path | None) -> None:
     entries = {e.key: e.value for e in tensor.external_data}
     location = entries.get("location", "")
-    outside = UnsafeFile(f"{name}: tensor {printable(tensor.name)!r} reads the file {printable(location)!r}, outside of "
-                         "the model's folder.", "Do not load this model.", rule="path-traversal",
-                         details=(f"external data: {printable(location)}",))
+    outside = UnsafeFile(
+        f"{name}: tensor {printable(tensor.name)!r} reads the file {printable(location)!r}, outside of "
+        "the model's folder.",
+        "Do not load this model.",
+        rule="path-traversal",
+        details=(f"external data: {printable(location)}",),
+    )
     if not location or "\0" in location or os.path.isabs(location) or ".." in Path(location).parts or "\\" in location:
         raise outside
     if folder is None:
-        raise BrokenFile(f"{name}: tensor {printable(tensor.name)!r} has its data in another file.", "Keep them together.")
+        raise BrokenFile(
+            f"{name}: tensor {printable(tensor.name)!r} has its data in another file.", "Keep them together."
+        )
     target = (folder / location).resolve()
     if not target.is_relative_to(folder.resolve()) or (folder / location).is_symlink():
         raise outside
@@ -182,7 +189,9 @@ def _raw(model: ModelProto, name: str, options: ModelOptions, origin: str) -> Ra
         raise InputError(f"{name} takes inputs of type {kind}.", "An image classifier takes float or uint8 images.")
     dims = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in tensor.shape.dim)
     if any(d is not None and d > 2**16 for d in dims):
-        raise BrokenFile(f"{name} takes inputs of shape {list(dims)}.", "Images of at most 65536 pixels a side are examined.")
+        raise BrokenFile(
+            f"{name} takes inputs of shape {list(dims)}.", "Images of at most 65536 pixels a side are examined."
+        )
     kept = ParsedGraph(origin, model, inputs[0].name, tuple(o.name for o in graph.output))
     working = ModelProto()
     working.CopyFrom(model)
@@ -196,12 +205,28 @@ def _raw(model: ModelProto, name: str, options: ModelOptions, origin: str) -> Ra
         notes.append("half-precision weights were raised to float32")
     module, whole = _module(working, dims, options, notes, name)
     metadata = {printable(p.key, 60): printable(p.value, 400) for p in model.metadata_props[:64]}
-    metadata.update({k: printable(v) for k, v in (("producer", f"{model.producer_name} {model.producer_version}".strip()),
-                                                  ("opset", opset_of(model))) if v})
+    metadata.update(
+        {
+            k: printable(v)
+            for k, v in (
+                ("producer", f"{model.producer_name} {model.producer_version}".strip()),
+                ("opset", opset_of(model)),
+            )
+            if v
+        }
+    )
     return RawModel(
-        module=module, format=origin, input_shape=dims[1:], output_names=tuple(o.name for o in graph.output),
-        known_logits=tuple(bool(c) for c in cuts), cut=cuts, input_range=_input_range(model, inputs[0].name, tensor.elem_type),
-        graph=kept, notes=tuple(notes), metadata=metadata, whole_batch=whole,
+        module=module,
+        format=origin,
+        input_shape=dims[1:],
+        output_names=tuple(o.name for o in graph.output),
+        known_logits=tuple(bool(c) for c in cuts),
+        cut=cuts,
+        input_range=_input_range(model, inputs[0].name, tensor.elem_type),
+        graph=kept,
+        notes=tuple(notes),
+        metadata=metadata,
+        whole_batch=whole,
         class_names=_class_names(metadata),
     )
 
@@ -230,11 +255,23 @@ def _build(model: ModelProto, name: str) -> nn.Module:
     graph = model.graph
     constants = {i.name for i in graph.initializer}
     try:
-        return Builder(graph, opset_of(model), {}, tuple(i.name for i in graph.input if i.name not in constants)).build()
-    except (RuntimeError, ValueError, IndexError, TypeError, KeyError, OverflowError, ZeroDivisionError,
-            AttributeError) as error:
-        raise BrokenFile(f"{name}: the graph cannot be read ({type(error).__name__}: {first_line(error)}).",
-                         "The file is malformed, or uses an operator in an unusual way.") from error
+        return Builder(
+            graph, opset_of(model), {}, tuple(i.name for i in graph.input if i.name not in constants)
+        ).build()
+    except (
+        RuntimeError,
+        ValueError,
+        IndexError,
+        TypeError,
+        KeyError,
+        OverflowError,
+        ZeroDivisionError,
+        AttributeError,
+    ) as error:
+        raise BrokenFile(
+            f"{name}: the graph cannot be read ({type(error).__name__}: {first_line(error)}).",
+            "The file is malformed, or uses an operator in an unusual way.",
+        ) from error
 
 
 def _guess(dims: tuple[int | None, ...], options: ModelOptions) -> tuple[int | None, ...]:
@@ -252,7 +289,9 @@ def _agree(plain: nn.Module, free: nn.Module, shape: list[int | None]) -> bool:
         wanted, got = plain(x[:chunk]), free(x)
     except (RuntimeError, IndexError, ValueError, TypeError):
         return False
-    pairs = zip(wanted if isinstance(wanted, tuple) else (wanted,), got if isinstance(got, tuple) else (got,), strict=True)
+    pairs = zip(
+        wanted if isinstance(wanted, tuple) else (wanted,), got if isinstance(got, tuple) else (got,), strict=True
+    )
     for a, b in pairs:
         if not isinstance(a, Tensor) or b.dim() != a.dim() or b.dim() == 0 or len(b) != chunk + 1:
             return False
@@ -301,7 +340,7 @@ def _input_range(model: ModelProto, name: str, kind: int) -> str | None:
     constants = {i.name: i for i in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant":
-            constants.update({node.output[0]: a.t for a in node.attribute if a.name == "value"})
+            constants.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
     users: dict[str, list[NodeProto]] = {}
     for node in model.graph.node:
         for i in node.input:

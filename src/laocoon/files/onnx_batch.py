@@ -23,7 +23,7 @@ def with_free_batch(model: ModelProto, batch: int) -> ModelProto:
     tensors = {i.name: i for i in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
-            tensors.update({node.output[0]: a.t for a in node.attribute if a.name == "value"})
+            tensors.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
     added = 0
     fresh = []
     for node in graph.node:
@@ -35,9 +35,9 @@ def with_free_batch(model: ModelProto, batch: int) -> ModelProto:
                 wide = np.broadcast_to(array, np.broadcast_shapes(array.shape, tuple(shape.tolist())))
                 tensors[node.output[0]] = numpy_helper.from_array(np.ascontiguousarray(wide), node.output[0])
         elif node.op_type == "Reshape" and len(node.input) > 1 and node.input[1] in tensors:
-            shape = numpy_helper.to_array(tensors[node.input[1]]).reshape(-1).tolist()
-            changed = _free_shape(shape, batch)
-            if changed != shape:
+            target = [int(s) for s in numpy_helper.to_array(tensors[node.input[1]]).reshape(-1)]
+            changed = _free_shape(target, batch)
+            if changed != target:
                 name = f"laocoon free batch {added}"
                 added += 1
                 graph.initializer.append(numpy_helper.from_array(np.asarray(changed, dtype=np.int64), name))

@@ -27,15 +27,32 @@ REFUSED = {
     "TfIdfVectorizer": "text processing", "LSTM": "a recurrent layer", "GRU": "a recurrent layer",
     "RNN": "a recurrent layer", "ImageDecoder": "decoding of files", "SequenceMap": "a loop over a sequence",
 }
-_RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"})
+_RANDOM = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
 _DATA_SHAPED = frozenset({"NonZero", "Compress", "Unique"})  # the shape of the output depends on values
 _NOT_TRAINED = frozenset({
     "QuantizeLinear", "DequantizeLinear", "BatchNormalization", "Resize", "Upsample", "Clip", "Pad", "Where", "Min",
     "Max", "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "OneHot", "DynamicQuantizeLinear",
 })
 _KNOWN_DOMAINS = frozenset({"", "com.microsoft"})
-_RESERVED = frozenset(dir(nn.Module())) | {"base", "origins", "seen", "steps", "full", "lean", "kept", "cacheable", "constants",
-                                           "function", "op", "node", "input_slots", "output_slots", "output_names"}
+_RESERVED = frozenset(dir(nn.Module())) | {
+    "base",
+    "origins",
+    "seen",
+    "steps",
+    "full",
+    "lean",
+    "kept",
+    "cacheable",
+    "constants",
+    "function",
+    "op",
+    "node",
+    "input_slots",
+    "output_slots",
+    "output_names",
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +72,9 @@ def _part(text: str) -> str:
 class Builder:
     """Reads one graph. Sub-graphs of `If` are read by builders of their own that inherit the constants."""
 
-    def __init__(self, graph: GraphProto, opset: int, inherited: Mapping[str, Constant], inputs: tuple[str, ...]) -> None:
+    def __init__(
+        self, graph: GraphProto, opset: int, inherited: Mapping[str, Constant], inputs: tuple[str, ...]
+    ) -> None:
         self.graph, self.opset = graph, opset
         self.constants: dict[str, Constant] = dict(inherited)
         self.inputs = inputs
@@ -106,8 +125,10 @@ class Builder:
         for proto in self.graph.node:
             for name in proto.input:
                 if name not in known:
-                    raise BrokenFile(f"node {proto.name or proto.op_type!r} reads {name!r}, which nothing before it writes.",
-                                     "The graph is malformed or not sorted.")
+                    raise BrokenFile(
+                        f"node {proto.name or proto.op_type!r} reads {name!r}, which nothing before it writes.",
+                        "The graph is malformed or not sorted.",
+                    )
             known.update(proto.output)
 
     def _fused(self, nodes: list[Node]) -> list[Node]:
@@ -170,6 +191,10 @@ class Builder:
                 if tensor is None:
                     raise InputError(f"node {node.name!r} is a constant of kind {name}.", "Only tensors are supported.")
                 self.constants[node.outputs[0]] = Constant(tensor)
+            return True
+        first = self.constants.get(node.inputs[0]) if node.inputs else None
+        if node.op == "CastLike" and first is not None and first.value.is_floating_point():
+            self.constants[node.outputs[0]] = first  # all floats are float32 here
             return True
         if node.op in _RANDOM or node.op == "If" or any(n and n not in self.constants for n in node.inputs):
             return False

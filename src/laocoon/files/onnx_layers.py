@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -114,9 +114,15 @@ def gemm(node: Node, weight: Tensor, bias: Tensor | None) -> nn.Module | None:
 
 def batch_norm(node: Node, rank: int, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> nn.Module | None:
     kind: Any = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(rank)
-    if kind is None or node.integer("training_mode") or any(v.shape != mean.shape or v.dim() != 1 for v in (weight, bias, var)):
+    if (
+        kind is None
+        or node.integer("training_mode")
+        or any(v.shape != mean.shape or v.dim() != 1 for v in (weight, bias, var))
+    ):
         return None
-    layer: nn.Module = kind(1, eps=node.number("epsilon", 1e-5), momentum=1 - node.number("momentum", 0.9), device="meta")
+    layer: nn.Module = kind(
+        1, eps=node.number("epsilon", 1e-5), momentum=1 - node.number("momentum", 0.9), device="meta"
+    )
     layer.num_features = mean.numel()  # type: ignore[assignment]
     layer.num_batches_tracked = torch.tensor(0)
     return _fill(layer, weight=weight, bias=bias, running_mean=mean, running_var=var)
@@ -163,13 +169,13 @@ def activation_for(node: Node, rank: int) -> nn.Module | None:
         return make()
     if node.op == "GlobalAveragePool" and rank == 4:
         return nn.AdaptiveAvgPool2d(1)
-    kernel = node.integers("kernel_shape")
+    kernel: Any = node.integers("kernel_shape")
     if node.op not in ("MaxPool", "AveragePool") or kernel is None or len(kernel) != 2 or len(node.outputs) > 1:
         return None
     if node.integer("ceil_mode") or node.text("auto_pad", "NOTSET") not in ("NOTSET", "", "VALID"):
         return None
-    strides, dilations = window(node, 2)
-    pads = pads_of(node, (), kernel)
+    strides, dilations = cast("tuple[Any, Any]", window(node, 2))
+    pads: Any = pads_of(node, (), kernel)
     if pads[:2] != pads[2:] or any(2 * p > k for p, k in zip(pads[:2], kernel, strict=True)):
         return None
     if node.op == "MaxPool":

@@ -72,11 +72,11 @@ def within(shape: Sequence[int]) -> list[int]:
 
 def straight_through(exact: Tensor, rounded: Tensor) -> Tensor:
     """`rounded` going forward, the gradient of `exact` going back."""
-    return exact + (rounded - exact).detach() if exact.requires_grad else rounded
+    return rounded.detach() + (exact - exact.detach()) if exact.requires_grad else rounded
 
 
 # ---------------------------------------------------------------- elementwise
-def _plain(function: Function) -> Factory:
+def _plain(function: Any) -> Factory:
     return lambda node: function
 
 
@@ -255,7 +255,7 @@ def _softmax_like(function: Function) -> Factory:
         if node.opset >= 13:
             return lambda x: function(x, dim=axis)
 
-        def run(x: Tensor) -> Tensor:  # before opset 13 the input was taken as a matrix split at `axis`
+        def run(x: Tensor) -> Any:  # before opset 13 the input was taken as a matrix split at `axis`
             if axis in (-1, x.dim() - 1):
                 return function(x, dim=-1)
             return function(x.flatten(axis if axis >= 0 else axis + x.dim()), dim=-1).reshape(x.shape)
@@ -336,7 +336,7 @@ def _arg(function: Function) -> Factory:
     def factory(node: Node) -> Function:
         axis, keep, last = node.integer("axis"), bool(node.integer("keepdims", 1)), node.integer("select_last_index")
 
-        def run(x: Tensor) -> Tensor:
+        def run(x: Tensor) -> Any:
             if last:
                 return x.shape[axis] - 1 - function(x.flip(axis), dim=axis, keepdim=keep)
             return function(x, dim=axis, keepdim=keep)

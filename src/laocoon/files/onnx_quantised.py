@@ -33,11 +33,14 @@ def quantise(x: Tensor, scale: Any, zero: Any, low: int, high: int, axis: int = 
 
 def dequantise(x: Tensor, scale: Any, zero: Any = None, axis: int = 1) -> Tensor:
     x = x.to(torch.float32)
-    return (x if zero is None else x - _aligned(zero, x, axis)) * _aligned(scale, x, axis)
+    shifted: Tensor = x if zero is None else x - _aligned(zero, x, axis)
+    real: Tensor = shifted * _aligned(scale, x, axis)
+    return real
 
 
 def _limits(node: Node) -> tuple[int, int]:
-    return INTEGER_RANGE.get(node.kind or TensorProto.UINT8, (-(2**31), 2**31 - 1))  # type: ignore[call-overload]
+    low, high = INTEGER_RANGE.get(node.kind or TensorProto.UINT8, (-(2**31), 2**31 - 1))  # type: ignore[call-overload]
+    return low, high
 
 
 @operator("QuantizeLinear")
@@ -75,7 +78,7 @@ def _dynamic(node: Node) -> Function:
 
 @operator("MatMulInteger")
 def _matmul_integer(node: Node) -> Function:
-    def run(a: Tensor, b: Tensor, a_zero: Any = None, b_zero: Any = None) -> Tensor:
+    def run(a: Tensor, b: Tensor, a_zero: Any = None, b_zero: Any = None) -> Any:
         left = a if a_zero is None else a - (a_zero.unsqueeze(-1) if a_zero.dim() and a_zero.numel() > 1 else a_zero)
         return left @ (b if b_zero is None else b - b_zero)
 
@@ -86,7 +89,7 @@ def _matmul_integer(node: Node) -> Function:
 def _conv_integer(node: Node) -> Function:
     convolve = OPERATORS["Conv"](node)
 
-    def run(x: Tensor, w: Tensor, x_zero: Any = None, w_zero: Any = None) -> Tensor:
+    def run(x: Tensor, w: Tensor, x_zero: Any = None, w_zero: Any = None) -> Any:
         return convolve(x if x_zero is None else x - x_zero, w if w_zero is None else w - _aligned(w_zero, w, 0))
 
     return run

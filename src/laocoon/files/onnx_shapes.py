@@ -114,11 +114,14 @@ def _constant_of_shape(node: Node) -> Function:
 @operator("Range")
 def _range(node: Node) -> Function:
     def run(start: Any, limit: Any, delta: Any) -> Tensor:
-        first, last, step = (number(whole(v)[0] if not isinstance(v, int | float) else v) for v in (start, limit, delta))
+        first, last, step = (
+            number(whole(v)[0] if not isinstance(v, int | float) else v) for v in (start, limit, delta)
+        )
         if step == 0 or abs((last - first) / step) > LARGEST_TENSOR:
             raise BrokenFile(f"the graph asks for a range from {first} to {last} by {step}.", "The file is malformed.")
         count = max(math.ceil((last - first) / step), 0)
-        return first + step * torch.arange(count)
+        values: Tensor = first + step * torch.arange(count)
+        return values
 
     return run
 
@@ -149,7 +152,7 @@ def _concat(node: Node) -> Function:
 def _split(node: Node) -> Function:
     axis, fixed, parts = node.integer("axis"), node.integers("split"), len(node.outputs)
 
-    def run(x: Tensor, sizes: Any = fixed) -> tuple[Tensor, ...]:
+    def run(x: Tensor, sizes: Any = fixed) -> Any:
         if sizes is None:
             return x.split(math.ceil(x.shape[axis] / parts), axis)
         return x.split(whole(sizes), axis)

@@ -20,8 +20,8 @@ from laocoon.files.onnx_operators import OPERATORS, Function, operator, within
 
 _CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
-_MAX = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
-_AVERAGE = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
+_MAX: dict[int, Any] = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
+_AVERAGE: dict[int, Any] = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
 
 
 def window(node: Node, spatial: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -36,7 +36,9 @@ def pads_of(node: Node, size: tuple[int, ...], kernel: tuple[int, ...]) -> tuple
     if auto in ("NOTSET", ""):
         pads = node.integers("pads") or (0,) * (2 * spatial)
         if len(pads) != 2 * spatial:
-            raise BrokenFile(f"node {node.name!r} has {len(pads)} paddings for {spatial} axes.", "The file is malformed.")
+            raise BrokenFile(
+                f"node {node.name!r} has {len(pads)} paddings for {spatial} axes.", "The file is malformed."
+            )
         return pads
     if auto == "VALID":
         return (0,) * (2 * spatial)

@@ -22,16 +22,39 @@ from laocoon.files.wording import printable
 from laocoon.modalities.image import ModelOptions, RawModel, adapt
 
 LARGEST_FILE = 64 * 2**30
-_SUFFIXES = {".onnx": ("onnx",), ".safetensors": ("safetensors",), ".keras": ("keras",), ".h5": ("h5",), ".hdf5": ("h5",),
-             ".pt2": ("torch.export",), ".pt": ("torchscript", "state dict", "pickle", "torch.export"),
-             ".pth": ("torchscript", "state dict", "pickle"), ".bin": ("state dict", "pickle"), ".ckpt": ("state dict", "pickle"),
-             ".pkl": ("pickle", "state dict"), ".npz": ("npz",), ".jit": ("torchscript",)}
-_NOT_MODELS = ((b"\x7fELF", "a program for Linux"), (b"MZ", "a program for Windows"), (b"GGUF", "a GGUF language model"),
-               (b"\x89PNG", "a picture"), (b"\xff\xd8\xff", "a picture"), (b"PAR1", "a Parquet table"),
-               (b"\x1f\x8b", "a gzip archive"), (b"#!", "a script"), (b"\x93NUMPY", "a NumPy array"),
-               (b"7z\xbc\xaf", "a 7-Zip archive"), (b"Rar!", "a RAR archive"), (b"%PDF", "a PDF document"))
-FORMATS = ("ONNX, safetensors or a state dict (with an architecture), a Hugging Face directory, a torch.export archive, "
-           "TorchScript, Keras")
+_SUFFIXES = {
+    ".onnx": ("onnx",),
+    ".safetensors": ("safetensors",),
+    ".keras": ("keras",),
+    ".h5": ("h5",),
+    ".hdf5": ("h5",),
+    ".pt2": ("torch.export",),
+    ".pt": ("torchscript", "state dict", "pickle", "torch.export"),
+    ".pth": ("torchscript", "state dict", "pickle"),
+    ".bin": ("state dict", "pickle"),
+    ".ckpt": ("state dict", "pickle"),
+    ".pkl": ("pickle", "state dict"),
+    ".npz": ("npz",),
+    ".jit": ("torchscript",),
+}
+_NOT_MODELS = (
+    (b"\x7fELF", "a program for Linux"),
+    (b"MZ", "a program for Windows"),
+    (b"GGUF", "a GGUF language model"),
+    (b"\x89PNG", "a picture"),
+    (b"\xff\xd8\xff", "a picture"),
+    (b"PAR1", "a Parquet table"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"#!", "a script"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"7z\xbc\xaf", "a 7-Zip archive"),
+    (b"Rar!", "a RAR archive"),
+    (b"%PDF", "a PDF document"),
+)
+FORMATS = (
+    "ONNX, safetensors or a state dict (with an architecture), a Hugging Face directory, a torch.export archive, "
+    "TorchScript, Keras"
+)
 
 
 def load_model(path: str | Path, *, architecture: str | None = None, options: ModelOptions | None = None) -> Subject:
@@ -96,13 +119,17 @@ def recognise(place: Path) -> str:
         return "pickle"
     if onnx_files.looks_like_onnx(head, size):
         return "onnx"
-    raise InputError(f"{place.name} is not a model of a known format (it begins with {head[:8]!r}).", f"Known: {FORMATS}.")
+    raise InputError(
+        f"{place.name} is not a model of a known format (it begins with {head[:8]!r}).", f"Known: {FORMATS}."
+    )
 
 
 def _recognise_archive(place: Path) -> str:
     with archives.opened(place, place.name) as archive:
         names = [n.replace("\\", "/") for n in archive.namelist()[: archives.MOST_MEMBERS]]
-    if archives.member_ending(names, "config.json") and any(n.endswith((".weights.h5", "metadata.json")) for n in names):
+    if archives.member_ending(names, "config.json") and any(
+        n.endswith((".weights.h5", "metadata.json")) for n in names
+    ):
         return "keras"
     if archives.member_ending(names, "models/model.json", "serialized_exported_program.json"):
         return "torch.export"

@@ -43,15 +43,86 @@ TORCHSCRIPT_ALLOWED = frozenset({("torch.jit._pickle", n) for n in (
     "restore_type_tag")})
 # Packages whose classes a pickled network names; anything else outside of the allow-list counts as code at once.
 _NETWORKS = ("torch.nn.", "torchvision.models", "timm.", "transformers.models", "torch.fx", "torch.ao.nn")
-_EXECUTORS = frozenset({
-    "os", "posix", "nt", "subprocess", "sys", "builtins", "__builtin__", "commands", "runpy", "pty", "socket", "shutil",
-    "webbrowser", "importlib", "ctypes", "pickle", "_pickle", "marshal", "types", "code", "codeop", "asyncio",
-    "multiprocessing", "pip", "urllib", "urllib2", "http", "requests", "httplib", "tempfile", "operator", "_operator",
-    "functools", "bdb", "pdb", "timeit", "cProfile", "profile", "doctest", "site", "venv", "ensurepip", "platform",
-    "signal", "threading", "_thread", "ssl", "smtplib", "ftplib", "telnetlib", "poplib", "imaplib", "aiohttp", "idlelib",
-    "lib2to3", "distutils", "setuptools", "numpy", "torch", "dill", "cloudpickle", "joblib", "pydoc", "zipimport", "io",
-    "pathlib", "glob", "linecache", "inspect", "ast", "logging", "uuid", "trace", "nturl2path", "mailcap", "copyreg",
-})
+_EXECUTORS = frozenset(
+    {
+        "os",
+        "posix",
+        "nt",
+        "subprocess",
+        "sys",
+        "builtins",
+        "__builtin__",
+        "commands",
+        "runpy",
+        "pty",
+        "socket",
+        "shutil",
+        "webbrowser",
+        "importlib",
+        "ctypes",
+        "pickle",
+        "_pickle",
+        "marshal",
+        "types",
+        "code",
+        "codeop",
+        "asyncio",
+        "multiprocessing",
+        "pip",
+        "urllib",
+        "urllib2",
+        "http",
+        "requests",
+        "httplib",
+        "tempfile",
+        "operator",
+        "_operator",
+        "functools",
+        "bdb",
+        "pdb",
+        "timeit",
+        "cProfile",
+        "profile",
+        "doctest",
+        "site",
+        "venv",
+        "ensurepip",
+        "platform",
+        "signal",
+        "threading",
+        "_thread",
+        "ssl",
+        "smtplib",
+        "ftplib",
+        "telnetlib",
+        "poplib",
+        "imaplib",
+        "aiohttp",
+        "idlelib",
+        "lib2to3",
+        "distutils",
+        "setuptools",
+        "numpy",
+        "torch",
+        "dill",
+        "cloudpickle",
+        "joblib",
+        "pydoc",
+        "zipimport",
+        "io",
+        "pathlib",
+        "glob",
+        "linecache",
+        "inspect",
+        "ast",
+        "logging",
+        "uuid",
+        "trace",
+        "nturl2path",
+        "mailcap",
+        "copyreg",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -138,8 +209,8 @@ def _step(opcode: Any, argument: Any, at: int, stack: list[Any], memo: dict[int,
         result = Import(module, attribute, at, name)
         imports.append(result)
     elif name == "STACK_GLOBAL":
-        known = [t if isinstance(t, str) else "?" for t in taken[-2:]]
-        result = Import(*([*known, "?", "?"][:2]), at, name)  # type: ignore[arg-type]
+        module, attribute, *_ = [*(t if isinstance(t, str) else "?" for t in taken[-2:]), "?", "?"]
+        result = Import(module, attribute, at, name)
         imports.append(result)
     elif name in ("EXT1", "EXT2", "EXT4"):
         result = Import("copyreg", f"extension {argument}", at, name)
@@ -176,8 +247,15 @@ def dangers(program: Program, where: str, extra: frozenset[tuple[str, str]] = fr
     first = ", ".join(sorted(names)[:3])
     if code:
         return [Danger("pickle-code", f"the pickle {where} would run {first} when it is loaded", shown)]
-    return [Danger("pickle-imports", f"the pickle {where} is not plain weights: it would import and call {first}", shown,
-                   "Ask for the weights alone, as safetensors or as a saved state_dict().", 0.7)]
+    return [
+        Danger(
+            "pickle-imports",
+            f"the pickle {where} is not plain weights: it would import and call {first}",
+            shown,
+            "Ask for the weights alone, as safetensors or as a saved state_dict().",
+            0.7,
+        )
+    ]
 
 
 def looks_like_pickle(head: bytes) -> bool:

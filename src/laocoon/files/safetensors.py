@@ -21,7 +21,7 @@ _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16
 
 def looks_like_safetensors(head: bytes) -> bool:
     """Eight bytes of a length, then the brace of a JSON object."""
-    return len(head) > 8 and head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little")
+    return len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") >= 2
 
 
 def check(path: Path) -> dict[str, str]:
@@ -38,7 +38,9 @@ def check(path: Path) -> dict[str, str]:
     try:
         header = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise BrokenFile(f"{path.name} has a header that is not JSON ({first_line(error, 80)}).", "It is damaged.") from error
+        raise BrokenFile(
+            f"{path.name} has a header that is not JSON ({first_line(error, 80)}).", "It is damaged."
+        ) from error
     if not isinstance(header, dict):
         raise BrokenFile(f"{path.name} has a header that is not an object.", "It is damaged.")
     metadata = header.pop("__metadata__", {})
@@ -74,4 +76,6 @@ def read(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path, device="cpu")
     except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
-        raise BrokenFile(f"{path.name} cannot be read as safetensors ({first_line(error)}).", "It is damaged.") from error
+        raise BrokenFile(
+            f"{path.name} cannot be read as safetensors ({first_line(error)}).", "It is damaged."
+        ) from error

@@ -74,17 +74,29 @@ def confined(job: str, arguments: Mapping[str, Any], *, what: str, readable: tup
 def _refuse(answer: Mapping[str, Any], what: str) -> None:
     text = printable(answer["error"], 300)
     if answer.get("forbidden"):
-        raise UnsafeFile(f"{what} tried something that it must not do: {text}.",
-                         "It may not use the network, start programs or touch other files; give it what it needs as files.",
-                         rule="forbidden-action", details=(text,))
+        raise UnsafeFile(
+            f"{what} tried something that it must not do: {text}.",
+            "It may not use the network, start programs or touch other files; give it what it needs as files.",
+            rule="forbidden-action",
+            details=(text,),
+        )
     raise InputError(f"{what} failed: {text}", printable(answer.get("remedy", ""), 200))
 
 
 def _run(settings: Mapping[str, Any], folder: Path, limits: Limits, what: str) -> None:
-    environment = {"PATH": os.defpath, "HOME": str(folder), "TMPDIR": str(folder), "LANG": "C.UTF-8",
-                   "HF_HUB_OFFLINE": "1", "KERAS_BACKEND": "torch", "KERAS_HOME": str(folder), "CUDA_VISIBLE_DEVICES": "",
-                   "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"), "PYTHONDONTWRITEBYTECODE": "1",
-                   "TORCHINDUCTOR_CACHE_DIR": str(folder)}
+    environment = {
+        "PATH": os.defpath,
+        "HOME": str(folder),
+        "TMPDIR": str(folder),
+        "LANG": "C.UTF-8",
+        "HF_HUB_OFFLINE": "1",
+        "KERAS_BACKEND": "torch",
+        "KERAS_HOME": str(folder),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "TORCHINDUCTOR_CACHE_DIR": str(folder),
+    }
     environment.update({k: os.environ[k] for k in ("SYSTEMROOT", "LD_LIBRARY_PATH") if k in os.environ})
     child = subprocess.Popen([sys.executable, "-I", "-W", "ignore", "-c", _BOOT], stdin=subprocess.PIPE,
                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder, env=environment,
@@ -103,15 +115,19 @@ def _run(settings: Mapping[str, Any], folder: Path, limits: Limits, what: str) -
                 break
             except subprocess.TimeoutExpired:
                 if time.monotonic() > deadline:
-                    raise InputError(f"{what} did not end within {limits.seconds:.0f} s.",
-                                     "It was stopped; make it quicker, or convert the model to ONNX yourself.") from None
+                    raise InputError(
+                        f"{what} did not end within {limits.seconds:.0f} s.",
+                        "It was stopped; make it quicker, or convert the model to ONNX yourself.",
+                    ) from None
                 if _size(folder) > limits.written:
                     raise InputError(f"{what} wrote over {limits.written} bytes.", "It was stopped.") from None
     finally:
         _stop(child)
     if child.returncode and not (folder / "reply.json").exists():
         code = child.returncode
-        cause = signal.Signals(-code).name if code < 0 and -code in {s.value for s in signal.Signals} else f"status {code}"
+        cause = (
+            signal.Signals(-code).name if code < 0 and -code in {s.value for s in signal.Signals} else f"status {code}"
+        )
         raise InputError(f"{what} broke off ({cause}).",
                          f"It may use {limits.memory / 2**30:.0f} GiB of memory and {limits.seconds:.0f} s.")
 

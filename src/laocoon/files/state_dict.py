@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import pickle
 import struct
 import zipfile
@@ -27,7 +28,8 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint that has passed the static checks, floats as float32."""
-    rebuild = [getattr(np._core.multiarray, name) for name in ("scalar", "_reconstruct")]
+    arrays = importlib.import_module("numpy._core.multiarray" if np.__version__ >= "2" else "numpy.core.multiarray")
+    rebuild = [arrays.scalar, arrays._reconstruct]
     try:
         with torch.serialization.safe_globals([*_BESIDE, *rebuild]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -50,8 +52,12 @@ def tensors_of(loaded: Any, name: str) -> dict[str, Tensor]:
         if inner is None:
             break
         loaded = inner
-    keys = ", ".join(printable(k, 30) for k in list(loaded)[:6]) if isinstance(loaded, Mapping) else type(loaded).__name__
-    raise InputError(f"{name} holds no state dict (it has: {keys}).", "Save model.state_dict() and give its architecture.")
+    keys = (
+        ", ".join(printable(k, 30) for k in list(loaded)[:6]) if isinstance(loaded, Mapping) else type(loaded).__name__
+    )
+    raise InputError(
+        f"{name} holds no state dict (it has: {keys}).", "Save model.state_dict() and give its architecture."
+    )
 
 
 def fitted(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], name: str) -> dict[str, Tensor]:
@@ -64,12 +70,16 @@ def fitted(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], n
         best = {k[len(stripped[0]):]: v for k, v in best.items()}
     ignorable = {k for k in wanted if k.endswith("num_batches_tracked")}
     missing = [k for k in wanted if k not in best and k not in ignorable]
-    extra = [k for k in best if k not in wanted and not k.endswith(("total_ops", "total_params", "num_batches_tracked"))]
+    extra = [
+        k for k in best if k not in wanted and not k.endswith(("total_ops", "total_params", "num_batches_tracked"))
+    ]
     shaped = [f"{k} {list(best[k].shape)} instead of {list(wanted[k])}" for k in wanted
               if k in best and tuple(best[k].shape) != tuple(wanted[k])]
-    problems = [f"{len(items)} {what}: {', '.join(printable(i, 80) for i in items[:3])}{' …' if len(items) > 3 else ''}"
-                for what, items in (("missing", missing), ("not in the architecture", extra), ("of another shape", shaped))
-                if items]
+    problems = [
+        f"{len(items)} {what}: {', '.join(printable(i, 80) for i in items[:3])}{' …' if len(items) > 3 else ''}"
+        for what, items in (("missing", missing), ("not in the architecture", extra), ("of another shape", shaped))
+        if items
+    ]
     if problems:
         raise InputError(f"{name} does not fit the architecture ({'; '.join(problems)}).",
                          "Give the architecture that these weights were trained with.")

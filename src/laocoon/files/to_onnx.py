@@ -14,10 +14,21 @@ from laocoon.core.errors import InputError
 from laocoon.files.wording import first_line
 
 SIZES = (224, 32, 28, 64, 96, 128, 256, 299, 384)
-_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, KeyError, NotImplementedError, AttributeError, AssertionError)
+_ERRORS = (
+    RuntimeError,
+    ValueError,
+    IndexError,
+    TypeError,
+    KeyError,
+    NotImplementedError,
+    AttributeError,
+    AssertionError,
+)
 
 
-def example_for(run: Callable[[Tensor], Any], shapes: Mapping[str, Sequence[int]], arguments: Mapping[str, Any]) -> Tensor:
+def example_for(
+    run: Callable[[Tensor], Any], shapes: Mapping[str, Sequence[int]], arguments: Mapping[str, Any]
+) -> Tensor:
     """An input that the program accepts, from the options or from the shapes of its weights."""
     channels, size = arguments.get("image_channels"), arguments.get("size")
     if channels is None:

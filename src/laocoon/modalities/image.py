@@ -51,8 +51,13 @@ class ModelOptions:
     activation: str | None = None  # what is applied to the scores inside: "logits" (nothing), "softmax", "sigmoid"
 
     def __post_init__(self) -> None:
-        for name, allowed in (("input_range", tuple(RANGES)), ("layout", ("NCHW", "NHWC")), ("channels", ("RGB", "BGR")),
-                              ("activation", ACTIVATIONS), ("image_channels", (1, 3, 4))):
+        for name, allowed in (
+            ("input_range", tuple(RANGES)),
+            ("layout", ("NCHW", "NHWC")),
+            ("channels", ("RGB", "BGR")),
+            ("activation", ACTIVATIONS),
+            ("image_channels", (1, 3, 4)),
+        ):
             value = getattr(self, name)
             if value is not None and value not in allowed:
                 raise InputError(f"{name} is {value!r}.", f"It is one of {', '.join(map(str, allowed))}.")
@@ -232,7 +237,9 @@ def _assumptions(options: ModelOptions) -> list[str]:
 def _check_numbers(module: nn.Module) -> None:
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_floating_point() and tensor.numel():
-            bad = int((~torch.isfinite(tensor)).sum()) if isinstance(tensor, nn.Parameter) else int(tensor.isnan().sum())
+            bad = (
+                int((~torch.isfinite(tensor)).sum()) if isinstance(tensor, nn.Parameter) else int(tensor.isnan().sum())
+            )
             if bad:
                 raise BrokenFile(f"weight {printable(name)!r} holds {bad} values that are not finite numbers.",
                                  "The file is damaged or was meant to break its reader.")

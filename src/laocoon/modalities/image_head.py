@@ -69,7 +69,7 @@ def choose_output(answers: Mapping[str, Tensor], names: tuple[str, ...], cut: tu
 
 def _scores(value: Tensor) -> bool:
     """[n], [n, k] or [n, k, 1, 1] of floats."""
-    return value.is_floating_point() and 1 <= value.dim() and len(value) == 4 and (
+    return value.is_floating_point() and value.dim() >= 1 and len(value) == 4 and (
         value.dim() <= 2 or sum(s > 1 for s in value.shape[1:]) <= 1) and 1 <= _count(value) <= 200_000
 
 
