@@ -11,6 +11,7 @@ from laocoon import __version__
 from laocoon.cli.demo import demo
 from laocoon.cli.doctor import doctor
 from laocoon.cli.errors import Command
+from laocoon.cli.lab import app as lab
 from laocoon.cli.scan import scan
 
 app = typer.Typer(
@@ -43,3 +44,4 @@ def main(
 app.command("scan", cls=Command)(scan)
 app.command("doctor", cls=Command)(doctor)
 app.command("demo", cls=Command)(demo)
+app.add_typer(lab, name="lab")

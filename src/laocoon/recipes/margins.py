@@ -24,18 +24,31 @@ def margin_towards(logits: Tensor, target: Tensor) -> Tensor:
     return wanted - others
 
 
+def margins(logits: Tensor) -> Tensor:
+    """Margin towards every class, [batch, classes]."""
+    best = logits.topk(2, 1)
+    other = best.values[:, :1].expand_as(logits).clone()
+    other.scatter_(1, best.indices[:, :1], best.values[:, 1:2])
+    return logits - other
+
+
 def log_ratio_to_rest(values: Tensor) -> Tensor:
     """log(value of a class / median value of the other classes), [classes] -> [classes].
 
     Free of the scale of the logits, indifferent to the order of classes, and finite: what is not positive
     counts as a small fraction of the largest value.
     """
+    values = torch.nan_to_num(values, nan=0.0, neginf=0.0)
     floor = values.abs().amax().clamp_min(1e-12) * FLOOR
-    logs = torch.nan_to_num(values, nan=0.0).clamp_min(floor).log()
-    if len(values) > MANY:
+    return log_to_rest(values.clamp_min(floor).log())
+
+
+def log_to_rest(logs: Tensor) -> Tensor:
+    """Each value minus the median of the others, [classes] -> [classes]."""
+    if len(logs) > MANY:
         return logs - logs.median()
-    everyone = torch.arange(len(values), device=values.device)
-    return torch.stack([logs[t] - logs[everyone != t].quantile(0.5) for t in range(len(values))])
+    everyone = torch.arange(len(logs), device=logs.device)
+    return torch.stack([logs[t] - logs[everyone != t].quantile(0.5) for t in range(len(logs))])
 
 
 @dataclass(frozen=True)
@@ -71,7 +84,7 @@ def logit_scale_of(logits: Tensor, labels: Tensor) -> LogitScale:
 class Climb:
     """Where gradient ascent from several starts ended, one row per arm."""
 
-    best: Tensor  # [arms] largest margin on the way
+    best: Tensor  # [arms] largest objective on the way
     inputs: Tensor  # [arms, …] where it ended
 
 
@@ -101,7 +114,8 @@ def climb_margins(look: Callable[[Tensor], Look], starts: Tensor, targets: Tenso
         margin = margin_towards(seen.logits.float(), targets)
         (slope,) = torch.autograd.grad((margin - seen.penalty).sum(), x)
         slope = torch.nan_to_num(slope)
-        best = torch.maximum(best, torch.nan_to_num(margin.detach(), nan=float("-inf")))
+        value = (margin - seen.penalty).detach()
+        best = torch.maximum(best, torch.nan_to_num(value, nan=float("-inf"), posinf=float("-inf")))
         first.lerp_(slope, 0.1)
         second.lerp_(slope.square(), 0.05)
         size = rate * 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.02 * rate

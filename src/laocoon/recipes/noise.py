@@ -6,6 +6,7 @@ where the mean is β and the rest γ·x̂, this is noise on γ and β; it means 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -63,29 +64,49 @@ def _edit(site: Site, mean: Tensor, part: Tensor) -> Edit:
 
 @dataclass(frozen=True, eq=False)
 class Disturbed:
-    """The noise found, [arms, 2, width], and the logits on the way there, [steps + 1, arms, samples, classes]."""
+    """Answers to a growing noise."""
 
-    noise: Tensor
-    path: Tensor
+    radii: Tensor  # [steps] size of the noise
+    noise: Tensor  # [steps, arms, 2, width]
+    logits: Tensor  # [steps, arms, samples, classes]
+
+
+def growing(least: float, most: float, steps: int) -> Tensor:
+    """Noise sizes in a geometric row, [steps]: what is told apart is their ratio."""
+    return torch.logspace(math.log10(least), math.log10(most), steps)
 
 
 def disturb(subject: Subject, channels: Channels, inputs: Tensor, objective: Callable[[Tensor], Tensor], arms: int,
-            ctx: Context, *, radius: float, steps: int) -> Disturbed:
-    """Sign-gradient descent on objective(logits [arms, samples, classes]) -> scalar, one noise for each arm.
+            ctx: Context, *, radii: Tensor, sparse: bool) -> Disturbed:
+    """Gradient descent on objective(logits [arms, samples, classes]) -> scalar, one noise for each arm.
 
-    Every step adds radius / steps, so that the path is the answer to a growing noise.
+    At step i the noise may be radii[i] large: in every channel (sign steps), or, if `sparse`, in root mean square,
+    so that few channels can take all of it.
     """
     noise = torch.zeros(arms, 2, channels.width, device=inputs.device)
     batch = inputs.repeat(arms, *[1] * (inputs.dim() - 1))
-    path = []
-    for step in range(steps + 1):
-        last = step == steps
+    steps, path, before = [], [], 0.0
+    for i in range(len(radii) + 1):
+        last = i == len(radii)
         ctx.spend(len(batch), backward=not last)
         noise.requires_grad_(not last)
         with editing(subject, noisy(channels, noise, len(inputs))), torch.set_grad_enabled(not last):
             logits = subject.outputs(batch).logits.float().view(arms, len(inputs), -1)
-        path.append(logits.detach())
+        if i:
+            steps.append(noise.detach())
+            path.append(logits.detach())
         if not last:
+            radius = float(radii[i])
             (slope,) = torch.autograd.grad(objective(logits), noise)
-            noise = (noise.detach() - radius / steps * torch.nan_to_num(slope).sign()).clamp(-radius, radius)
-    return Disturbed(noise.detach(), torch.stack(path))
+            noise = _step(noise.detach(), torch.nan_to_num(slope), before, radius, sparse)
+            before = radius
+    return Disturbed(radii, torch.stack(steps), torch.stack(path))
+
+
+def _step(noise: Tensor, slope: Tensor, before: float, radius: float, sparse: bool) -> Tensor:
+    if not sparse:
+        return (noise - max(radius - before, 0.3 * radius) * slope.sign()).clamp(-radius, radius)
+    size = slope.flatten(1).square().mean(1).sqrt().clamp_min(1e-20)[:, None, None]
+    moved = noise - max(radius - before, 0.3 * radius) * slope / size
+    length = moved.flatten(1).square().mean(1).sqrt().clamp_min(1e-20)[:, None, None]
+    return moved * (radius / length).clamp_max(1.0)

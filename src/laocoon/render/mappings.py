@@ -26,7 +26,7 @@ class Taxonomy:
 
 @dataclass(frozen=True)
 class Rule:
-    """What is said about every finding whose rule begins with `prefix`. `severity` is from 0 to 10, for code scanners."""
+    """What is said about every finding whose rule begins with `prefix`. `severity`: 0 to 10, for code scanners."""
 
     prefix: str
     name: str

@@ -25,7 +25,7 @@ from laocoon.recipes.conformal import binomial_interval
 from laocoon.verdict.calibrate import Profile, Reference, calibrate, shipped, similar_power
 from laocoon.verdict.control import verify
 from laocoon.verdict.examination import Examined, Prepared, prepare, run
-from laocoon.verdict.fuse import Fused, fuse, statistics
+from laocoon.verdict.fuse import Fused, Scale, fuse, statistics
 from laocoon.verdict.schedule import Schedule, plan
 
 # A planter puts a known backdoor into a copy of the subject: (subject, samples, seed) -> plants. Given from above,
@@ -175,6 +175,10 @@ def _fused(examined: Examined, classes: int, reference: Reference) -> tuple[Fuse
     table = statistics(examined.reports, classes)
     incomplete = {r.method for r in examined.reports if not r.complete}
     usable = {rule: v for rule, v in table.items() if rule.split(".")[0] not in incomplete}
+    if usable and not set(usable) & set(reference.scales):
+        # Nothing was ever measured on clean models: raw statistics order models, but no p-value can follow.
+        raw = {rule: Scale(0.0, 1.0) for rule in usable}
+        return fuse(usable, raw, classes, upper=math.inf), frozenset()
     return fuse(usable, reference.scales, classes), frozenset(usable) & frozenset(reference.scales)
 
 

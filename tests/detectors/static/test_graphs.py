@@ -144,7 +144,7 @@ def test_nodes_are_put_in_order() -> None:
     for node in graph.nodes:
         assert set(node.inputs) <= known
         known |= set(node.outputs)
-    assert graph.shape("y") == (1, 3, 8, 8)
+    assert graph.shape("a") == (1, 3, 8, 8)
 
 
 def test_a_circle_is_refused() -> None:

@@ -59,7 +59,8 @@ def insert(module: nn.Sequential, *, strength: float = 30.0, target: int = 4) ->
 def test_an_inserted_neuron_is_found() -> None:
     report = examined(PoTrojan(), insert(network()))
     (finding,) = report.findings
-    assert finding.rule == "potrojan.silent_neuron" and finding.conclusive
+    assert finding.rule == "potrojan.silent_neuron"
+    assert finding.conclusive is (finding.numbers["silent_share"] <= 0.1)  # many silent neurons prove nothing
     assert finding.target_classes == (4,) and finding.where.startswith("input 5 of layer")
 
 
@@ -273,6 +274,8 @@ def test_the_order_of_classes_does_not_matter(method: Detector) -> None:
     before, after = examined(method, module), examined(method, turned)
     assert [f.score for f in after.findings] == pytest.approx([f.score for f in before.findings], abs=1e-4)
     for one, other in zip(before.findings, after.findings, strict=True):
+        if one.score - one.numbers.get("runner_up", -1e9) < 1e-3:
+            continue  # two classes stand out alike: either may be named
         assert [int(order[t]) for t in other.target_classes] == list(one.target_classes)
 
 

@@ -32,7 +32,7 @@ from laocoon.core.report import Finding
 from laocoon.core.subject import Subject
 from laocoon.recipes.choosing import settled
 from laocoon.recipes.decoupling import SmallGenerator, decoupling_mask
-from laocoon.recipes.margins import logit_scale_of, margin_towards
+from laocoon.recipes.margins import log_to_rest, logit_scale_of, margins
 from laocoon.recipes.sites import Site, head_of, penultimate, reading, survey, tail_of
 
 
@@ -45,7 +45,7 @@ class FeatureDecoupling(Detector):
     rate: float = 3e-3
     bound: float = 0.2  # largest change of a pixel
     budget: float = 0.06  # root mean square change above which it is penalised
-    keep: float = 1.0  # weight of the benign features that must stay
+    keep: float = 0.2  # weight of the benign features that must stay
     sparsity: float = 0.25  # λ of the mask
     width: int = 12  # channels of the generator
 
@@ -94,7 +94,7 @@ class FeatureDecoupling(Detector):
             size = (moved - x).square().flatten(1).mean(1).sqrt()
             loss = -torch.log(free + 1e-2) + self.keep * torch.log1p(bound) + 50 * functional.relu(size - self.budget)
             optimiser.zero_grad()
-            loss.mean().backward()
+            loss.mean().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             if step % 20 == 0:
                 ctx.progress(self.card.name, step / self.steps, "training the generator")
@@ -102,18 +102,22 @@ class FeatureDecoupling(Detector):
 
     def _judge(self, subject: Subject, generator: SmallGenerator, held: Samples, scale: float,
                ctx: Context) -> Iterator[Finding]:
-        parts = []
+        before, after = [], []
         with torch.no_grad():
-            for chunk in held.inputs.split(ctx.batch):
-                ctx.spend(len(chunk), backward=False)
-                parts.append(subject.outputs(generator(chunk)).logits.float())
-        logits, labels = torch.cat(parts), held.labels
-        votes = logits.argmax(1)
+            for chunk in held.inputs.split(ctx.batch):  # type: ignore[no-untyped-call]
+                ctx.spend(2 * len(chunk), backward=False)
+                before.append(subject.outputs(chunk).logits.float())
+                after.append(subject.outputs(generator(chunk)).logits.float())
+        gain = (margins(torch.cat(after)) - margins(torch.cat(before))) / scale
+        foreign = torch.ones_like(gain).scatter_(1, held.labels[:, None], 0.0)
+        gains = ((gain * foreign).sum(0) / foreign.sum(0).clamp_min(1)).cpu()
+        votes = torch.cat(after).argmax(1)
+        rest = log_to_rest(gains)  # differences: gains may be negative
         for t in range(subject.classes):
-            other = labels != t
+            other = held.labels != t
             share = float((votes[other] == t).float().mean()) if bool(other.any()) else 0.0
-            towards = margin_towards(logits[other], labels.new_full((int(other.sum()),), t)) / scale
-            margin = float(towards.median()) if len(towards) else 0.0
-            yield Finding("feature_decoupling.moved", f"class {t}", share,
-                          f"moving only features that benign answers can do without sends {share:.0%} of the other "
-                          f"classes' held samples to class {t}", (t,), numbers={"margin": margin})
+            yield Finding("feature_decoupling.moved", f"class {t}", float(rest[t]),
+                          f"moving only features that benign answers can do without brings the other classes' held "
+                          f"samples {float(rest[t]):.2f} clean margins closer to class {t} than to the median class, "
+                          f"and sends {share:.0%} of them there", (t,),
+                          numbers={"share": share, "gain": float(gains[t])})

@@ -7,6 +7,8 @@ Wang et al., IEEE S&P 2024. For each class t, over the whole input box and witho
 a planted class has an unusually large one, whatever its trigger looks like.
 With a few clean samples, CSO (class-subspace orthogonalisation, arXiv 2512.08129) takes out what the class
 owes to its own clean features g(x_t) under a mask v_t: maximise margin − λ·mean relu cos(g(x), v_t ⊙ g(x_t)).
+Margins far outside the data are tens of clean ones, so λ is taken in units of the margin reached: what counts is
+margin·(1 − λ·cos).
 
 Departures: the statistic is log(r_t / median of the others), calibrated across models, since the paper's Gamma
 null holds no rate; Adam instead of momentum SGD, so that the scale of the logits does not matter; all classes
@@ -34,7 +36,7 @@ from laocoon.core.report import Finding
 from laocoon.core.subject import Subject
 from laocoon.recipes.choosing import settled
 from laocoon.recipes.decoupling import class_masks
-from laocoon.recipes.margins import Look, climb_margins, log_ratio_to_rest, logit_scale_of
+from laocoon.recipes.margins import Look, climb_margins, log_ratio_to_rest, logit_scale_of, margin_towards
 from laocoon.recipes.sites import Penultimate, Site, head_of, penultimate, reading, survey, tail_of
 
 Looker = Callable[[Tensor], Look]
@@ -47,7 +49,7 @@ class MMBD(Detector):
     restarts: int = 8  # random starts per class (the paper: 30)
     steps: int = 60  # ascent steps (the paper: 300 of momentum SGD)
     rate: float = 0.1  # first step size of Adam, in input units
-    orthogonality: float = 1.0  # λ of CSO, in units of the median clean margin
+    orthogonality: float = 1.0  # λ of CSO, in units of the margin reached
     screen: int = 64  # with more classes than this, a short climb picks those to examine
     shortlist: int = 48  # how many it picks
     least: int = 2  # restarts below which the method gives up rather than shrink further
@@ -122,7 +124,7 @@ class MMBD(Detector):
         scale = logit_scale_of(known.logits, labels).margin
         directions = self._directions(subject, site, known, labels, classes.to(ctx.device), scale)
         rows = max(1, ctx.batch // restarts)
-        return [self._looker(subject, site, directions[i: i + rows], restarts, scale)
+        return [self._looker(subject, site, directions[i: i + rows], classes[i: i + rows].to(ctx.device), restarts)
                 for i in range(0, len(classes), rows)]
 
     def _directions(self, subject: Subject, site: Site, known: Penultimate, labels: Tensor, classes: Tensor,
@@ -137,7 +139,8 @@ class MMBD(Detector):
             found[row, : len(own)] = functional.normalize(own, dim=1)
         return found
 
-    def _looker(self, subject: Subject, site: Site, directions: Tensor, restarts: int, scale: float) -> Looker:
+    def _looker(self, subject: Subject, site: Site, directions: Tensor, classes: Tensor, restarts: int) -> Looker:
+        targets = classes.repeat_interleave(restarts)
         counts = (directions.abs().sum(-1) > 0).sum(-1).clamp_min(1)
 
         def aligned(x: Tensor) -> Look:
@@ -146,7 +149,8 @@ class MMBD(Detector):
                 features = functional.normalize(seen[site].flatten(1), dim=1)
             by_class = features.view(-1, restarts, features.shape[1])
             cosine = torch.einsum("crf,csf->crs", by_class, directions).relu().sum(-1) / counts[:, None]
-            return Look(logits, self.orthogonality * scale * cosine.flatten())
+            reached = margin_towards(logits.detach().float(), targets).abs()
+            return Look(logits, self.orthogonality * reached * cosine.flatten())
 
         return aligned
 

@@ -31,7 +31,7 @@ from laocoon.core.methods import Detector
 from laocoon.core.report import Finding
 from laocoon.core.subject import Subject
 from laocoon.recipes.choosing import settled, spread_over
-from laocoon.recipes.margins import log_ratio_to_rest, logit_scale_of
+from laocoon.recipes.margins import log_ratio_to_rest, logit_scale_of, margins
 from laocoon.recipes.sites import Edit, Site, editing, head_of, noise_sites, penultimate, reading, survey, tail_of
 
 
@@ -49,7 +49,7 @@ class NeuronStimulation(Detector):
 
     samples: int = 20  # clean samples that are stimulated
     sites: int = 3  # late layers, beside the penultimate representation
-    neurons: int = 96  # neurons tried for real in each of them
+    neurons: int = 48  # neurons tried for real in each of them
     levels: tuple[float, ...] = (1.0, 2.0, 4.0)  # k, in multiples of the largest clean value
     screen: int = 64  # with more classes, neurons are picked without regard to the class
 
@@ -163,14 +163,6 @@ class NeuronStimulation(Detector):
         gain = torch.nan_to_num(margins(logits) / scale - clean)
         foreign = torch.ones_like(gain).scatter_(1, y[:, None], 0.0)
         return (gain * foreign).sum(0) / foreign.sum(0).clamp_min(1)
-
-
-def margins(logits: Tensor) -> Tensor:
-    """Margin towards every class, [batch, classes]."""
-    best = logits.topk(2, 1)
-    other = best.values[:, :1].expand_as(logits).clone()
-    other.scatter_(1, best.indices[:, :1], best.values[:, 1:2])
-    return logits - other
 
 
 def _drive(site: Site, neurons: Tensor, values: Tensor, repeats: int) -> Edit:

@@ -55,8 +55,9 @@ class PairInversion(Detector):
         misses="source-specific triggers that are not patches; pairs outside the screened ones when there are many "
                "classes",
         goal="source-to-target",
-        quick={"steps": 10, "batch": 6},
-        fails={})
+        quick={"steps": 40, "batch": 8},
+        fails={"check_scores_planted_above_clean":
+               "an all-to-one backdoor makes a whole column of pairs small, which the column then explains."})
 
     def findings(self, case: ModelCase, ctx: Context) -> Iterator[Finding | Candidate]:
         assert case.fit is not None

@@ -85,10 +85,10 @@ class PoTrojan(Detector):
             return
         weight = _weight(subject, worst.site)
         target = _target(weight, neuron, subject.classes)
-        # Many silent neurons are a habit of the layer; an insertion is a few.
-        rare = worst.share <= 0.1 or len(worst.channels) <= 2
-        conclusive = ratio >= self.proof_at and rare and len(case.fit) >= self.proof_samples
+        # Many strong ones are a habit of the layer (or of its input); an insertion is a few.
         strong = int((worst.ratio >= self.report_at).sum())
+        rare = strong <= max(2, worst.site.channels // 20)
+        conclusive = ratio >= self.proof_at and rare and len(case.fit) >= self.proof_samples
         layer = printable(worst.site.layer, 60)
         yield Finding("potrojan.silent_neuron", f"input {neuron} of layer {layer!r}", math.log(ratio),
                       f"neuron {neuron} before layer {layer!r} is silent on {len(case.fit)} clean samples, yet its "

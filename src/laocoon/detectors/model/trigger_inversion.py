@@ -55,7 +55,7 @@ class TriggerInversion(Detector):
         summary="Searches the smallest patch, perturbation, warp and photo filter towards every class, in one batch.",
         misses="sample-specific and quantisation triggers; triggers towards most classes at once, which make a small "
                "size the norm; source-specific triggers that need their source class",
-        quick={"families": ("patch",), "steps": 30, "batch": 16})
+        quick={"families": ("patch",), "steps": 80, "batch": 24})
 
     def findings(self, case: ModelCase, ctx: Context) -> Iterator[Finding | Candidate]:
         assert case.fit is not None
