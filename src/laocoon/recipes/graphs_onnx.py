@@ -40,9 +40,13 @@ class _Reader:
         for sparse in graph.sparse_initializer:
             self.constants[prefix + sparse.values.name] = Constant(tuple(sparse.dims))
             scope[sparse.values.name] = prefix + sparse.values.name
+        held = {i.name for i in graph.initializer}
         for number, node in enumerate(graph.node):
             # Outputs get their names in advance: the order of nodes in a file need not be that of computation.
             scope.update({o: prefix + o for o in node.output if o})
+            if twice := held.intersection(node.output):
+                raise BrokenFile(f"{min(twice)[:80]!r} is the name of a constant and of what a node writes.",
+                                 "The file is malformed: export it again, after renaming that buffer.")
             if len(self.nodes) + number > MOST_NODES:
                 raise BrokenFile(f"the graph has more than {MOST_NODES} nodes.", "Such graphs are not examined.")
         for number, node in enumerate(graph.node):
