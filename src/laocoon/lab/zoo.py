@@ -100,8 +100,8 @@ LAYOUT: dict[str, tuple[str, ...]] = {
 SEALED_LAYOUT = LAYOUT | {name: (*CONVOLUTIONAL, *CONVOLUTIONAL, "vit") for name in ("mnist", "cifar10")}
 CLEAN_COUNT: dict[Split, dict[str, int]] = {
     "fusion": {"digits": 10, "mnist": 15, "gtsrb": 6, "cifar10": 16},
-    "calibration": {"digits": 20, "mnist": 50, "gtsrb": 14, "cifar10": 36},
-    "sealed": {"digits": 40, "mnist": 96, "gtsrb": 20, "cifar10": 44},
+    "calibration": {"digits": 20, "mnist": 50, "gtsrb": 6, "cifar10": 44},
+    "sealed": {"digits": 40, "mnist": 96, "gtsrb": 10, "cifar10": 54},
 }
 PLANTED_COUNT: dict[Split, dict[str, int]] = {  # per kind
     "fusion": {"digits": 1, "mnist": 2, "gtsrb": 1, "cifar10": 2},
