@@ -9,6 +9,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from laocoon.core.errors import BrokenFile
+from laocoon.recipes.graphs_onnx_small import with_small_constants
 from laocoon.recipes.operator_graph import DEEPEST, MOST_NODES, Array, Constant, Graph, Node, Shape, arranged
 
 _LIGHT = 4096  # elements of a constant that shape inference may want to read
@@ -166,7 +167,7 @@ def _shapes(model: ModelProto) -> dict[str, Shape]:
         output.type.tensor_type.ClearField("shape")
     del light.graph.value_info[:]
     try:
-        light = onnx.shape_inference.infer_shapes(light, strict_mode=False, data_prop=True)
+        light = onnx.shape_inference.infer_shapes(with_small_constants(light), strict_mode=False, data_prop=True)
     except (RuntimeError, ValueError, TypeError, onnx.shape_inference.InferenceError):
         light.graph.value_info.extend(graph.value_info)
     found: dict[str, Shape] = {}
