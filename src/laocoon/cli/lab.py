@@ -107,14 +107,12 @@ def measure(
 @zoo.command()
 def fit(
     folder: Folder = ZOO,
-    data_root: Root = None,
     out: Annotated[Path, typer.Option(help="The reference file.")] = Path("src/laocoon/verdict/reference.json"),
-    deep: Annotated[bool, typer.Option(help="Source-target pairs too.")] = False,
 ) -> None:
-    """Fit the reference file from the measured fusion and calibration splits."""
+    """Fit the reference file from what was measured of the fusion and calibration splits."""
     from laocoon.lab.reference import fit_reference
 
-    text = fit_reference(folder, data_root, deep)
+    text = fit_reference(folder)
     out.write_text(text, encoding="utf-8")
     print(f"wrote {out}, {len(text) // 1024} KiB")
 
@@ -122,15 +120,14 @@ def fit(
 @zoo.command()
 def table(
     folder: Folder = ZOO,
-    data_root: Root = None,
     split: Annotated[str, typer.Option()] = "sealed",
     out: Annotated[Path | None, typer.Option(help="Markdown file; standard output without it.")] = None,
-    deep: Annotated[bool, typer.Option(help="Source-target pairs too.")] = False,
+    deep: Annotated[bool, typer.Option(help="Only models measured by the deep budget too.")] = False,
 ) -> None:
-    """AUROC, power and false alarms per attack and architecture on one split, with intervals."""
+    """AUROC, power and false alarms per attack and architecture on what was measured of a split, with intervals."""
     from laocoon.lab.figures import markdown
 
-    text = markdown(folder, data_root, _splits(split)[0], deep)
+    text = markdown(folder, _splits(split)[0], deep)
     if out is None:
         print(text)
     else:

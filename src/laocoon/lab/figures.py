@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from laocoon.lab.reference import WEIGHTS, as_row, counted, measure
+from laocoon.lab.reference import WEIGHTS, as_row, counted, recorded
 from laocoon.lab.zoo import ALL_TO_ONE, KINDS, Split
 from laocoon.recipes.conformal import binomial_interval, p_value
 from laocoon.recipes.ranking import auroc, cluster_bootstrap
@@ -29,16 +29,17 @@ class Judged:
     named: bool  # the most suspected class is a true target
 
 
-def judge(folder: Path, root: Path | None, split: Split, deep: bool, reference: Reference) -> list[Judged]:
+def judge(folder: Path, split: Split, deep: bool, reference: Reference) -> list[Judged]:
     """Score every measured specimen of a split against the reference."""
     found = []
-    for specimen, raw in measure(folder, root, split, plan("deep", counted(deep))):
+    schedule = plan("deep", counted(deep))
+    for specimen, raw in recorded(folder, split, schedule, schedule):
         data = as_row(specimen, raw, list(WEIGHTS))
         row = Row(data["digest"], data["data"], data["architecture"], data["kind"], data["classes"], data["table"],
                   data.get("attack_success"), tuple(data.get("targets", ())))
         rules = frozenset(row.table) & frozenset(reference.scales)
         fused = fuse(row.table, reference.scales, row.classes)
-        everyone = [(r, reference.restricted(r, rules).score) for r in reference.clean]
+        everyone = [(r, reference.restricted(r, rules).score) for r in reference.comparable(rules)]
         null = [s for _, s in everyone]
         others = [s for r, s in everyone if r.architecture.split("_")[0] != row.architecture.split("_")[0]]
         found.append(Judged(row, fused.score, p_value(fused.score, null), p_value(fused.score, others),
@@ -70,10 +71,10 @@ def _alarms(name: str, clean: Sequence[Judged]) -> str:
     return f"| {name} | {len(clean)} | {hits} [{low:.3f}, {high:.3f}] | {other} |"
 
 
-def markdown(folder: Path, root: Path | None, split: Split, deep: bool) -> str:
+def markdown(folder: Path, split: Split, deep: bool) -> str:
     """Both tables with their intervals, as Markdown."""
     reference = shipped()
-    judged = judge(folder, root, split, deep, reference)
+    judged = judge(folder, split, deep, reference)
     clean = [j for j in judged if j.row.kind == "clean"]
     took = [j for j in judged if j.row.kind != "clean" and (j.row.attack_success or 0) >= TOOK]
     weak = [j for j in judged if j.row.kind != "clean" and (j.row.attack_success or 0) < TOOK]

@@ -49,8 +49,13 @@ class Reference:
         """A reference model's score from the same rules as the subject's."""
         return fuse({r: v for r, v in row.table.items() if r in rules}, self.scales, row.classes)
 
+    def comparable(self, rules: frozenset[str]) -> list[Row]:
+        """Clean references that every one of the rules was measured on: fewer rules would make a smaller score."""
+        counted = frozenset(r for r in rules if r in self.scales and self.scales[r].weight > 0)
+        return [row for row in self.clean if counted <= frozenset(row.table)]
+
     def scores(self, rules: frozenset[str]) -> list[float]:
-        return [self.restricted(row, rules).score for row in self.clean]
+        return [self.restricted(row, rules).score for row in self.comparable(rules)]
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,8 @@ def widening(profile: Profile) -> tuple[float, str]:
         return float("inf"), f"no reference models with {profile.classes} classes (references: 10 to 43)"
     if profile.per_class and profile.per_class < 3:
         return float("inf"), f"{profile.per_class:.1f} clean samples a class; references have 20"
-    factor, why = 1.0, []
+    factor = 1.0
+    why: list[str] = []
     if profile.classes > 100:
         factor, why = factor * 2, [*why, f"{profile.classes} classes against 10 to 43 in the references"]
     if profile.per_class and profile.per_class < 8:

@@ -2,9 +2,11 @@
 
 Every rule's statistic is put on the scale of the clean models of the fusion split: z = (s − location) / spread,
 where location and spread describe a clean model's *largest* value over its classes (so the number of classes and the
-look over all of them are paid for there). z is clipped, weighted and added over the rules that point to the same
-class, because a planted class is odd to several methods at once and a natural oddity to one; rules that name no class
-stand alone. The score is a soft maximum. It says nothing about probability: that is the conformal step's work.
+look over all of them are paid for there). z is clipped, weighted, and combined over the rules that point to the same
+class by a p-norm: a sum lets the oddities that natural classes share over methods add up to an accusation (MNIST's 8
+is easy to reach by any trigger), a maximum forgets that a planted class is odd to several methods. p = 3 was chosen
+on the fusion split. Rules that name no class stand alone. The score is the largest; it says nothing about
+probability: that is the conformal step's work.
 """
 
 from __future__ import annotations
@@ -52,8 +54,11 @@ def statistics(reports: Sequence[Report], classes: int) -> dict[str, list[float 
     return table
 
 
+POWER = 3.0  # of the norm over rules; 1 adds, infinity takes the largest
+
+
 def fuse(table: Statistics, scales: Mapping[str, Scale], classes: int, *, lower: float = 0.0,
-         upper: float = 6.0) -> Fused:
+         upper: float = 12.0) -> Fused:
     """Combine what is there; a rule without a scale, or not computed, adds nothing."""
     per_class = [0.0] * classes
     alone: list[float] = []
@@ -66,12 +71,10 @@ def fuse(table: Statistics, scales: Mapping[str, Scale], classes: int, *, lower:
              for v in values]
         parts[rule] = max(z)
         if len(values) == classes and len(values) > 1:
-            per_class = [a + b for a, b in zip(per_class, z, strict=True)]
+            per_class = [(a**POWER + b**POWER) ** (1 / POWER) for a, b in zip(per_class, z, strict=True)]
         else:
             alone.append(max(z))
-    everything = per_class + alone
-    top = max(everything, default=0.0)
-    score = top + math.log(sum(math.exp(v - top) for v in everything) or 1.0) - math.log(max(1, len(everything)))
+    score = max(per_class + alone, default=0.0)
     order = sorted(range(classes), key=lambda c: -per_class[c])
     named = tuple(c for c in order if per_class[c] > 0)[:5]
     ranked = tuple(sorted(((r, round(v, 3)) for r, v in parts.items() if v > 0), key=lambda item: -item[1]))
