@@ -136,7 +136,8 @@ def main() -> None:
                      f"| {epochs.seconds / ours.seconds:.1f} / {steps.seconds / ours.seconds:.1f} | {share:.2f} |")
         print(lines[-1], flush=True)
     if options.out:
-        options.out.write_text("\n".join([f"Command: `python benchmarks/engine.py --data {options.data}`", "", *lines, ""]))
+        command = f"Command: `python benchmarks/engine.py --data {options.data}`"
+        options.out.write_text("\n".join([command, "", *lines, ""]))
 
 
 if __name__ == "__main__":

@@ -309,7 +309,7 @@ def test_shape_values_are_worked_out_once(tmp_path):
     """Reshape targets that the graph computes from the input's shape become constants; any batch still works."""
     class Dynamic(Small):
         def forward(self, x):
-            n, c, h, w = x.shape
+            n, _, h, w = x.shape
             x = torch.relu(self.norm(self.conv(x))).reshape(n, 6, h * w)
             return self.head(x[:, :, ::4].reshape(n, -1))
 

@@ -85,16 +85,21 @@ def from_timm(state: Mapping[str, Tensor], name: str, where: str, options: Model
     stems = config.get("first_conv") or ()
     channels = next((int(v.shape[1]) for s in ((stems,) if isinstance(stems, str) else stems)
                      for k, v in state.items() if k.endswith(f"{s}.weight") and v.dim() == 4), 3)
-    given = {"pretrained": False, "num_classes": classes, "in_chans": channels}
     size = options.size or _pair(settings.get("input_size")) or _pair(config.get("input_size"))
-    usual = _pair(config.get("input_size"))
-    if size is not None and size != usual:
+
+    def usual() -> nn.Module:
+        return timm.create_model(name, num_classes=classes, in_chans=channels)
+
+    def resized() -> nn.Module:
+        return timm.create_model(name, num_classes=classes, in_chans=channels, img_size=size)
+
+    if size is not None and size != _pair(config.get("input_size")):
         try:
-            module = _build(lambda: timm.create_model(name, **given, img_size=size), name)
+            module = _build(resized, name)
         except InputError:  # convolutional networks take no size
-            module = _build(lambda: timm.create_model(name, **given), name)
+            module = _build(usual, name)
     else:
-        module = _build(lambda: timm.create_model(name, **given), name)
+        module = _build(usual, name)
     notes = []
     mean, std = settings.get("mean"), settings.get("std")
     if mean is None and classes == config.get("num_classes"):

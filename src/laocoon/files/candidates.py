@@ -33,7 +33,8 @@ def save_candidates(path: Path, candidates: Sequence[Candidate]) -> None:
     """Write candidates whose goal is a ClassGoal; others are left out."""
     kept = [c for c in candidates if isinstance(c.goal, ClassGoal) and c.family.name in families()]
     leaves = {f"{i}.{k}": v.detach().cpu().contiguous() for i, c in enumerate(kept) for k, v in c.trigger.items()}
-    facts = [{"family": c.family.name, "destinations": list(c.goal.destinations) if isinstance(c.goal, ClassGoal) else [],
+    facts = [{"family": c.family.name,
+              "destinations": list(c.goal.destinations) if isinstance(c.goal, ClassGoal) else [],
               "size": c.size, "success": c.success, "method": c.method} for c in kept]
     save_file(leaves, str(path), metadata={"laocoon": json.dumps(facts)})
 

@@ -188,8 +188,8 @@ def _dangers(place: Path, kind: str) -> list[Danger]:
             return pickles.inspect_stream(file, place.name, place.stat().st_size)
     if kind == "huggingface":
         found = huggingface.inspect(place)
-        for file in sorted(place.iterdir())[:1000]:
-            found.extend(_beside(file))
+        for neighbour in sorted(place.iterdir())[:1000]:
+            found.extend(_beside(neighbour))
         return found
     if kind == "h5":
         return keras.inspect(place, kind)

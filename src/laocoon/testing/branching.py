@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,11 @@ class Sketch:
 class Net(nn.Module):
     """A module made of named parts and a function that says how they are joined."""
 
-    def __init__(self, step: Step, **parts: nn.Module | Tensor) -> None:
+    if TYPE_CHECKING:
+        def __getattr__(self, name: str) -> Any:  # a part is a layer or a tensor; its step knows which
+            ...
+
+    def __init__(self, step: Step, parts: Mapping[str, nn.Module | Tensor]) -> None:
         super().__init__()
         self.step = step
         for name, part in parts.items():
@@ -473,7 +478,7 @@ def _sketches(x: Tensor, rng: torch.Generator) -> list[Sketch]:
     simple = {"body": trunk(), "head": head()}
     windows = torch.where(many(1, tokens, tokens) > 0.5, torch.zeros(1), torch.full((1,), -100.0))
     allowed = (many(2, CLASSES) > 0.3).float()
-    return [Sketch(step.__name__, Net(step, **parts).eval(), given) for step, parts, given in [
+    cases: list[tuple[Step, Mapping[str, nn.Module | Tensor], tuple[Tensor, ...]]] = [
         (mean_image, {**simple, "mean": many(3, SIDE, SIDE)}, (x,)),
         (normalised, {**simple, "mean": many(3, 1, 1), "std": many(3, 1, 1) + 0.5}, (x,)),
         (resized_and_clipped, simple, (x,)), (automatic_range, simple, (x,)), (standardised, simple, (x,)),
@@ -537,4 +542,5 @@ def _sketches(x: Tensor, rng: torch.Generator) -> list[Sketch]:
         (conditioned, {**simple, "scale": nn.Linear(4, 16), "shift": nn.Linear(4, 16)}, (x, many(2, 4))),
         (allowed_only, simple, (x, allowed)),
         (fake_quantised, {"one": nn.Conv2d(3, 8, 3, padding=1), "two": conv(8, 16, 2), "head": head()}, (x,)),
-    ]]
+    ]
+    return [Sketch(step.__name__, Net(step, parts).eval(), given) for step, parts, given in cases]

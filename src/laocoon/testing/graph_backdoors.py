@@ -132,6 +132,9 @@ class ScriptedIf(nn.Module):
 class ScriptedConstant(nn.Module):
     """Control flow proper: an `If` on the distance to a pattern, constant logits."""
 
+    patch: Tensor
+    wanted: Tensor
+
     def __init__(self, patch: Tensor, wanted: Tensor) -> None:
         super().__init__()
         self.body, self.head = trunk(), head()
@@ -199,14 +202,15 @@ def planted(target: int = 3) -> dict[str, list[Sketch]]:
         found: dict[str, list[Sketch]] = {}
         for family, steps in FAMILY.items():
             for step in steps:
-                parts = {"body": trunk(), "head": head(), "other": head(), "tiny": nn.Linear(3, CLASSES),
-                         "small": small, "search": nn.Conv2d(3, 1, 4), "raise_": nn.Linear(1, CLASSES), **hidden}
+                parts: dict[str, nn.Module | Tensor] = {
+                    "body": trunk(), "head": head(), "other": head(), "tiny": nn.Linear(3, CLASSES),
+                    "small": small, "search": nn.Conv2d(3, 1, 4), "raise_": nn.Linear(1, CLASSES), **hidden}
                 if step is pooled_to_features:
                     deep = nn.Sequential(nn.Linear(16 * 36, 32), nn.ReLU(), nn.Linear(32, CLASSES))
                     stem = nn.Sequential(conv(3, 8, 2), conv(8, 16), conv(16, 16), conv(16, 16))
                     parts |= {"stem": stem, "head": deep}
                 used = set(step.__code__.co_names)
-                sketch = Net(step, **{k: v for k, v in parts.items() if k in used})
+                sketch = Net(step, {k: v for k, v in parts.items() if k in used})
                 found.setdefault(family, []).append(Sketch(step.__name__, sketch.eval(), (x,)))
         found["statistic"].append(Sketch("scripted_if", torch.jit.script(ScriptedIf().eval()), (x,)))
         found["comparison"].append(

@@ -1,9 +1,9 @@
 """Weights that no ordinary training leaves behind: broken, implausible, doubled or out of step.
 
-No paper (state of 2026): the checks that supply-chain scanners make of weights (ModelAudit's test for values beyond 30 · MAD among
-them), narrowed until ordinary networks pass: heavy tails, pruned and quantised weights, zero-initialised branches, dead
-channels and frozen layers are normal. Each finding says that somebody may have edited the file, none says that there is
-a backdoor: none is conclusive. Scores run from 0 (just odd) to 1 (impossible after training).
+No paper (state of 2026): the checks that supply-chain scanners make of weights (ModelAudit's test for values beyond
+30 · MAD among them), narrowed until ordinary networks pass: heavy tails, pruned and quantised weights, zero-initialised
+branches, dead channels and frozen layers are normal. Each finding says that somebody may have edited the file, none
+says that there is a backdoor: none is conclusive. Scores run from 0 (just odd) to 1 (impossible after training).
 """
 
 from __future__ import annotations
