@@ -54,7 +54,7 @@ def parsed(page: str) -> Balance:
 def test_a_page_for_every_verdict(report: ScanReport) -> None:
     page = to_html(report)
     parsed(page)
-    assert report.verdict.value in page and report.reason.split(":")[0] in page
+    assert report.verdict.value in page and report.reason.split(":")[0][1:] in page
     assert not re.search(r"\bnan\b|\binf\b|None", re.sub(r"<(script|style)>.*?</\1>", "", page, flags=re.S))
 
 
@@ -99,6 +99,22 @@ def test_pictures_are_pictures(suspicious: ScanReport) -> None:
     assert trigger.mode == "RGBA" and trigger.getpixel((5, 5)) == (255, 255, 255, 255) and trigger.getpixel((0, 0))[3] == 0
     clean, stamped = sizes[0], sizes[2]
     assert stamped.getpixel((6, 6)) == (255, 255, 255) and stamped.getpixel((0, 0)) == clean.getpixel((0, 0))
+
+
+def test_ordinary_pushes_do_not_accuse(suspicious: ScanReport) -> None:
+    """A second trigger that its natural control nearly reaches is shown, but folded away and not in red."""
+    other = replace(suspicious.evidence[0], goal="class 3", target_classes=(3,), success=0.95, natural_control=0.8)
+    page = to_html(replace(suspicious, evidence=(suspicious.evidence[0], other)))
+    before, after = page.split('<details class="others">')
+    assert "Class 7" in before and "Class 3" not in before and "Class 3" in after.split("</details>")[0]
+    assert 'class="fill hot"' in before and 'class="fill hot"' not in after.split("</details>")[0]
+
+
+def test_the_verdict_is_told_in_words(suspicious: ScanReport, no_evidence: ScanReport) -> None:
+    page = to_html(suspicious)
+    assert "makes this model answer class 7 on 96" in page and "reaches 4" in page
+    assert "No evidence of a backdoor" in to_html(no_evidence)
+    assert "No class stands out" in to_html(replace(no_evidence, class_scores=(0.0,) * 10))
 
 
 def test_no_pictures_without_images(suspicious: ScanReport) -> None:

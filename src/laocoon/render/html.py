@@ -29,6 +29,7 @@ TICKS = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99)
 MOST_DOTS = 400
 MOST_COLUMNS = 48
 MOST_FINDINGS = 25
+ORDINARY = 0.5  # a trigger whose natural control comes to so much of its success is a push like any other
 _ICONS = {Verdict.SUSPICIOUS: "!", Verdict.NO_EVIDENCE: "○", Verdict.INCONCLUSIVE: "?"}
 _MEANS = {
     Verdict.SUSPICIOUS: "Something was found here that clean reference models do not show. Do not deploy the model "
@@ -37,6 +38,13 @@ _MEANS = {
     "“clean”: read how often they find known backdoors, and what they are known to miss.",
     Verdict.INCONCLUSIVE: "The question could not be answered here. This says neither that the model is safe nor that "
     "it is not; the sentence above names the cause.",
+}
+_CHECKS = {
+    "before the trigger": "go there without it",
+    "shifted by 1 px": "still go there when image and trigger are moved",
+    "after JPEG 75": "still go there after compression",
+    "on noise instead of an image": "go there with no image behind it",
+    "after brief unlearning": "still go there after a copy was trained for a moment to resist it",
 }
 _FACT = "This is a fact about the file, found without running it: no rate of false alarms and no prior applies."
 
@@ -71,6 +79,7 @@ class Shown:
     exhibit: Exhibit | None
     main: tuple[Bar, ...]
     checks: tuple[Bar, ...]
+    ordinary: bool  # no stronger than its natural control explains, or not what the verdict rests on
 
 
 @dataclass(frozen=True)
@@ -117,7 +126,7 @@ class Mapped:
 
 def to_html(report: ScanReport, justifications: Mapping[str, str] | None = None) -> str:
     """The page. `justifications`: fingerprint of an accepted alarm to who accepted it, and why."""
-    raised = alarms(report)
+    raised, shown = alarms(report), _shown(report)
     script = _asset("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -131,12 +140,17 @@ def to_html(report: ScanReport, justifications: Mapping[str, str] | None = None)
         digest=digest,
         icon=_ICONS[report.verdict],
         title=_title(report),
+        headline=_headline(report),
+        noun=_noun(report),
+        explained=_CHECKS,
         means=_means(report),
         tiles=_tiles(report),
         dots=_dots(report),
         p_sentence=p_sentence(report),
-        shown=_shown(report),
+        shown=[s for s in shown if not s.ordinary],
+        ordinary=[s for s in shown if s.ordinary],
         columns=_columns(report),
+        flat=bool(report.class_scores) and max(report.class_scores) <= 0,
         more_columns=max(0, len(report.class_scores) - MOST_COLUMNS),
         alarms=[(a, _state(a, report, justifications or {})) for a in raised],
         findings=report.findings[:MOST_FINDINGS],
@@ -167,6 +181,35 @@ def _title(report: ScanReport) -> str:
     return printable(report.subject.get("path") or "model", 90)
 
 
+def _noun(report: ScanReport) -> str:
+    return "images" if report.subject.get("modality", "image") == "image" else "samples"
+
+
+def _sentence(text: str) -> str:
+    """With a capital, unless it starts with a name."""
+    return text[:1].upper() + text[1:] if text.split(" ")[0].isalpha() else text
+
+
+def _headline(report: ScanReport) -> str:
+    """The reason in whole sentences where a trigger towards one class is what it tells of; else as it is."""
+    best = report.evidence[0] if report.evidence else None
+    told = best is not None and len(best.target_classes) == 1 and best.goal == f"class {best.target_classes[0]}"
+    if report.verdict is not Verdict.SUSPICIOUS or best is None or not told:
+        return _sentence(report.reason)
+    if not report.reason.startswith(f"{best.goal}: a {best.family} trigger"):
+        return _sentence(report.reason)
+    control = (
+        f" The same search, at the same size, reaches {percent(best.natural_control)} towards the other classes."
+        if math.isfinite(best.natural_control)
+        else ""
+    )
+    return (
+        f"A {best.family} trigger of {number(best.size)} {best.unit} makes this model answer "
+        f"{class_name(report, best.target_classes[0])} on {percent(best.success)} of {_noun(report)} of other classes, "
+        f"none of which the search had seen.{control}"
+    )
+
+
 def _means(report: ScanReport) -> str:
     proven = report.verdict is Verdict.SUSPICIOUS and report.p_value is None
     return (
@@ -185,8 +228,8 @@ def _tiles(report: ScanReport) -> list[Tile]:
         tiles += [
             Tile(
                 percent(best.success),
-                "of held-out images obey the trigger",
-                f"{percent(best.low)} to {percent(best.high)}, n = {best.samples}",
+                f"of held-out {_noun(report)} obey the trigger",
+                f"{percent(best.low)} to {percent(best.high)}",
             ),
             Tile(percent(best.natural_control), "natural control", "same search, other classes"),
         ]
@@ -205,31 +248,34 @@ def _tiles(report: ScanReport) -> list[Tile]:
 
 
 def _dots(report: ScanReport) -> list[str]:
-    """One dot for each reference and one for this model; those at least as suspicious come first."""
+    """One dot for each reference and one for this model, the most suspicious first."""
     c = report.calibration
     if c is None or report.p_value is None or not 0 < c.references <= MOST_DOTS:
         return []
-    return ["this"] + ["above"] * (c.rank - 1) + ["below"] * (c.references + 1 - c.rank)
+    return ["above"] * (c.rank - 1) + ["this"] + ["below"] * (c.references + 1 - c.rank)
 
 
 def _shown(report: ScanReport) -> list[Shown]:
     pictures = exhibits(report.candidates, report.pictures)
     pictures += [None] * (len(report.evidence) - len(pictures))
     shown = []
-    for evidence, exhibit in zip(report.evidence, pictures, strict=False):
+    for place, (evidence, exhibit) in enumerate(zip(report.evidence, pictures, strict=False)):
         title = (
             class_name(report, evidence.target_classes[0])
             if len(evidence.target_classes) == 1 and (evidence.goal == f"class {evidence.target_classes[0]}")
             else printable(evidence.goal, 160)
         )
+        natural = evidence.natural_control if math.isfinite(evidence.natural_control) else 0.0
+        ordinary = place > 0 and natural >= ORDINARY * evidence.success
+        kind = "" if ordinary else "hot"
         main = (
-            Bar("held-out success", evidence.success, percent(evidence.success), evidence.low, evidence.high, "hot"),
+            Bar("held-out success", evidence.success, percent(evidence.success), evidence.low, evidence.high, kind),
             Bar("natural control", evidence.natural_control, percent(evidence.natural_control), kind="calm"),
         )
         checks = tuple(
             Bar(printable(name, 60), _rate(value), percent(_rate(value))) for name, value in evidence.checks.items()
         )
-        shown.append(Shown(title[:1].upper() + title[1:], evidence, exhibit, main, checks))
+        shown.append(Shown(title[:1].upper() + title[1:], evidence, exhibit, main, checks, ordinary))
     return shown
 
 
@@ -243,7 +289,7 @@ def _columns(report: ScanReport) -> list[Column]:
     if len(scores) < 2:
         return []
     kept = sorted(sorted(range(len(scores)), key=lambda i: -scores[i])[:MOST_COLUMNS])
-    top, floor = max(max(scores), 1e-9), min(0.0, min(scores))
+    top, floor = max(max(scores), 1.0), min(0.0, min(scores))
     suspected = report.target_classes[:1] if report.verdict is Verdict.SUSPICIOUS else ()
     return [
         Column(i, class_name(report, i), number(scores[i]), (scores[i] - floor) / (top - floor), i in suspected)
@@ -262,7 +308,11 @@ def _power_bars(report: ScanReport) -> list[tuple[Power, Bar]]:
         (
             p,
             Bar(
-                printable(p.kind, 60), p.found / p.tried if p.tried else None, f"{p.found} of {p.tried}", p.low, p.high
+                printable(p.kind.replace("_", " "), 60),
+                p.found / p.tried if p.tried else None,
+                f"{p.found} of {p.tried}",
+                p.low,
+                p.high,
             ),
         )
         for p in report.power

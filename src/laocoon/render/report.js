@@ -53,7 +53,4 @@
       button.textContent = "copied";
     });
   });
-  window.addEventListener("beforeprint", function () {
-    document.querySelectorAll("details").forEach(function (d) { d.open = true; });
-  });
 }());

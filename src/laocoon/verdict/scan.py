@@ -100,7 +100,7 @@ def scan(subject: Subject, data: Samples | None = None, *, alpha: float = 0.05, 
         misses={m.card.name: m.card.misses for m in schedule.methods if m.card.misses},
         subject=_facts(subject, prepared), budget=schedule.budget, spent=root.spent,
         seconds=time.monotonic() - start, seed=seed, version=__version__, candidates=ordered,
-        pictures=None if prepared.held is None else prepared.held.inputs[:16].cpu())
+        pictures=None if prepared.held is None else prepared.held.inputs[::max(1, len(prepared.held) // 16)][:16].cpu())
 
 
 def _device(name: str) -> torch.device:
