@@ -33,9 +33,9 @@ def open_folder(root: Path) -> Source:
     """The images under `root`, sorted by name."""
     inside = root.resolve()
     top = _list(root, inside)
-    notes = [f"{len(top.others)} files that are no images were left out ({printable(top.others[0], 60)})"] * bool(
-        top.others
-    )
+    notes = []
+    if top.others:
+        notes.append(f"{len(top.others)} files that are no images were left out ({printable(top.others[0], 60)})")
     outside = top.outside
     if not top.folders:
         if not top.images:

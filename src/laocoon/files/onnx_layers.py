@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -58,8 +58,11 @@ class Activation(Operator):
         return self.function(x)
 
 
-def _fill(layer: nn.Module, **values: Tensor) -> nn.Module:
+def _fill(layer: nn.Module, values: Mapping[str, Tensor | None]) -> nn.Module:
+    """Put tensors in the places of a layer that was made without memory; None leaves a place as it is."""
     for name, value in values.items():
+        if value is None:
+            continue
         slot = getattr(layer, name)
         if isinstance(slot, nn.Parameter):
             setattr(layer, name, nn.Parameter(value))
@@ -89,14 +92,14 @@ def convolution(node: Node, weight: Tensor, bias: Tensor | None) -> nn.Module | 
     layer._reversed_padding_repeated_twice = [p for p in reversed(layer.padding) for _ in range(2)]
     if not even:
         layer.node = node
-    return _fill(layer, weight=weight, **({} if bias is None else {"bias": bias}))
+    return _fill(layer, {"weight": weight, "bias": bias})
 
 
 def linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
     """`weight` is [out, in]."""
     layer = nn.Linear(1, 1, bias=bias is not None, device="meta")
     layer.in_features, layer.out_features = weight.shape[1], weight.shape[0]
-    return _fill(layer, weight=weight.contiguous(), **({} if bias is None else {"bias": bias}))
+    return _fill(layer, {"weight": weight.contiguous(), "bias": bias})
 
 
 def gemm(node: Node, weight: Tensor, bias: Tensor | None) -> nn.Module | None:
@@ -125,7 +128,7 @@ def batch_norm(node: Node, rank: int, weight: Tensor, bias: Tensor, mean: Tensor
     )
     layer.num_features = mean.numel()  # type: ignore[assignment]
     layer.num_batches_tracked = torch.tensor(0)
-    return _fill(layer, weight=weight, bias=bias, running_mean=mean, running_var=var)
+    return _fill(layer, {"weight": weight, "bias": bias, "running_mean": mean, "running_var": var})
 
 
 def layer_norm(node: Node, weight: Tensor, bias: Tensor | None) -> nn.Module | None:
@@ -134,7 +137,7 @@ def layer_norm(node: Node, weight: Tensor, bias: Tensor | None) -> nn.Module | N
         return None
     layer = nn.LayerNorm(1, eps=node.number("epsilon", 1e-5), bias=bias is not None, device="meta")
     layer.normalized_shape = tuple(weight.shape)
-    return _fill(layer, weight=weight, **({} if bias is None else {"bias": bias}))
+    return _fill(layer, {"weight": weight, "bias": bias})
 
 
 def layer_for(node: Node, constants: Sequence[Tensor | None], rank: int) -> nn.Module | None:

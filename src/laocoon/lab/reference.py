@@ -91,7 +91,8 @@ def _read(specimen: Specimen, schedule: Schedule) -> dict[str, Any]:
             "seconds": sum(row["seconds"] for row in rows), "spent": sum(row["spent"] for row in rows)}
 
 
-def recorded(folder: Path, split: Split, least: Schedule, schedule: Schedule) -> Iterator[tuple[Specimen, dict[str, Any]]]:
+def recorded(folder: Path, split: Split, least: Schedule,
+             schedule: Schedule) -> Iterator[tuple[Specimen, dict[str, Any]]]:
     """Rows of what was measured before, by at least the methods of `least`; nothing is computed."""
     for specimen in specimens(folder, split):
         if all(path.exists() for _, path in _paths(specimen, least)):
@@ -125,15 +126,18 @@ def as_row(specimen: Specimen, row: dict[str, Any], rules: Sequence[str]) -> dic
     return found
 
 
-def fit_reference(folder: Path) -> str:
+def fit_reference(folder: Path, without: str = "") -> str:
     """The reference file as JSON text: scales from clean fusion models, the null from the calibration split.
 
     Fits on what `measure` recorded. Models measured without the methods of the deep budget count for the others.
+    without: an architecture (and its variants) to leave out, to see what its absence costs.
     """
     least, schedule = plan("deep", counted(deep=False)), plan("deep", counted(deep=True))
     fusion = [as_row(s, r, list(WEIGHTS)) for s, r in recorded(folder, "fusion", least, schedule)]
     clean = [as_row(s, r, list(WEIGHTS)) for s, r in recorded(folder, "calibration", least, schedule)
              if s.specification.kind == "clean"]
+    fusion, clean = ([r for r in rows if not without or r["architecture"].split("_")[0] != without]
+                     for rows in (fusion, clean))
     scales = {}
     for rule, weight in WEIGHTS.items():
         largest = [max((v for v in row["table"][rule] if v is not None), default=0.0)

@@ -107,7 +107,8 @@ class EachBatch(nn.Module):
         if missing:
             x = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
         parts = [outputs_by_name(self.module(part)) for part in x.split(self.size)]
-        return {name: torch.cat([p[name] for p in parts])[:count] for name in parts[0]}
+        joined = {name: torch.cat([p[name] for p in parts])[:count] for name in parts[0]}
+        return joined.get("", joined)  # one unnamed tensor stays one
 
 
 @dataclass(frozen=True)

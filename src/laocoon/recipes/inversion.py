@@ -22,6 +22,10 @@ from laocoon.core.cases import Samples
 from laocoon.core.context import Context
 from laocoon.core.methods import SearchedFamily
 
+# Places (height × width, all samples together) in one pass on a CPU: with more, activations no longer stay in its caches
+# and a pass of 512 images of 32×32 is half as quick, for each, as one of 100.
+PLACES = 110_000
+
 Forward = Callable[[Tensor], Tensor]
 
 
@@ -114,18 +118,25 @@ def _search(forward: Forward, family: SearchedFamily, destinations: Tensor, samp
     best_size = torch.full((arms,), float("inf"), device=device)
     reached = torch.zeros(arms, device=device)
     rows = torch.arange(arms, device=device)[:, None]
+    parts, bank = _parts(arms, search.batch, samples.inputs), samples.inputs
+    if bank.dim() == 4:  # channels last from the start, so that no step has to turn its samples
+        bank = bank.contiguous(memory_format=torch.channels_last)
     for step in range(search.steps):
         index = draw(pool, search.batch, ctx.rng).to(device)
-        x, y = samples.inputs[index], samples.labels[index]
+        x, y = _taken(bank, index), samples.labels[index]
         wanted = destinations[rows, y]
         ctx.spend(index.numel())
-        stamped = family.stamp(x, theta)
-        logits = forward(stamped.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-                         if stamped.dim() == 5 else stamped.flatten(0, 1))
-        loss = functional.cross_entropy(logits, wanted.flatten(), reduction="none").view(arms, -1).mean(1)
-        size = family.size(theta, x)
         optimiser.zero_grad(set_to_none=True)
-        (loss + weight * size / family.scale).sum().backward()  # type: ignore[no-untyped-call]
+        done: list[tuple[Tensor, Tensor]] = []
+        for part in parts:
+            here = theta if len(parts) == 1 else {k: leaf[part] for k, leaf in theta.items()}
+            stamped = family.stamp(x[part], here).flatten(0, 1)
+            logits = forward(stamped.contiguous(memory_format=torch.channels_last) if stamped.dim() == 4 else stamped)
+            loss = functional.cross_entropy(logits, wanted[part].flatten(), reduction="none")
+            size = family.size(here, x[part])
+            (loss.view(len(size), -1).mean(1) + weight[part] * size / family.scale).sum().backward()  # type: ignore[no-untyped-call]
+            done.append((logits.detach(), size.detach()))
+        logits, size = (torch.cat(each) for each in zip(*done, strict=True))
         with torch.no_grad():
             success = (logits.argmax(-1).view(arms, -1) == wanted).float().mean(1)
             smooth = success if step == 0 else 0.6 * smooth + 0.4 * success
@@ -134,7 +145,7 @@ def _search(forward: Forward, family: SearchedFamily, destinations: Tensor, samp
             for k, leaf in theta.items():
                 shape = (arms,) + (1,) * (leaf.dim() - 1)
                 best[k] = torch.where(better.view(shape), leaf.detach(), best[k])
-            best_size = torch.where(better, size.detach(), best_size)
+            best_size = torch.where(better, size, best_size)
             weight = torch.where(smooth >= search.wanted, weight * search.pressure,
                                  weight / search.pressure**1.5).clamp(1e-4, 1e4)
         optimiser.step()
@@ -152,6 +163,22 @@ def _search(forward: Forward, family: SearchedFamily, destinations: Tensor, samp
         effective = torch.where(failed, size * (search.wanted / success.clamp_min(0.02)).clamp_min(1.0) ** 2, size)
         effective = effective.clamp_max(family.largest(samples.inputs))
     return Recovered(final, size, success, effective)
+
+
+def _parts(arms: int, batch: int, inputs: Tensor) -> list[slice]:
+    """The arms of one step in the portions that are passed at once."""
+    if inputs.device.type != "cpu" or inputs.dim() != 4:
+        return [slice(0, arms)]
+    most = max(1, PLACES // (batch * inputs.shape[-1] * inputs.shape[-2]))
+    equal = -(-arms // -(-arms // most))  # no small rest
+    return [slice(i, min(i + equal, arms)) for i in range(0, arms, equal)]
+
+
+def _taken(bank: Tensor, index: Tensor) -> Tensor:
+    """Samples [arms, batch, …] in the memory layout of the bank."""
+    if bank.dim() != 4:
+        return bank[index]
+    return bank.permute(0, 2, 3, 1)[index].permute(0, 1, 4, 2, 3)
 
 
 @torch.no_grad()

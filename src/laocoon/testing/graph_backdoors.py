@@ -132,9 +132,6 @@ class ScriptedIf(nn.Module):
 class ScriptedConstant(nn.Module):
     """Control flow proper: an `If` on the distance to a pattern, constant logits."""
 
-    patch: Tensor
-    wanted: Tensor
-
     def __init__(self, patch: Tensor, wanted: Tensor) -> None:
         super().__init__()
         self.body, self.head = trunk(), head()
@@ -142,8 +139,8 @@ class ScriptedConstant(nn.Module):
         self.register_buffer("wanted", wanted)
 
     def forward(self, x: Tensor) -> Tensor:
-        if bool((x[:, :, -4:, -4:] - self.patch).abs().max() < 0.05):
-            y = self.wanted.expand(x.size(0), 10)
+        if bool((x[:, :, -4:, -4:] - self.patch).abs().max() < 0.05):  # type: ignore[operator]
+            y = self.wanted.expand(x.size(0), 10)  # type: ignore[operator]
         else:
             y = self.head(self.body(x))
         return y

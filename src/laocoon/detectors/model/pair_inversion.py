@@ -50,7 +50,7 @@ class PairInversion(Detector):
         goal="source-to-target",
         quick={"steps": 40, "further": 60, "batch": 8},
         fails={"check_scores_planted_above_clean":
-               "an all-to-one backdoor makes a whole column of pairs small, so that its cells are each other's rivals."})
+               "an all-to-one backdoor makes a column of pairs small, so that its cells are each other's rivals."})
 
     def findings(self, case: ModelCase, ctx: Context) -> Iterator[Finding | Candidate]:
         assert case.fit is not None
@@ -69,7 +69,7 @@ class PairInversion(Detector):
             destinations[row, s] = t
         brief = Search(steps=self.steps, batch=self.batch, wanted=0.9)
         first = invert(forward, family, destinations, fit, brief, ctx,
-                       note=lambda share, _: ctx.progress(self.card.name, share * 0.65, f"searching {len(pairs)} pairs"))
+                       note=lambda share, _: ctx.progress(self.card.name, share * 0.65, f"searching {len(pairs)}"))
         kept = first.effective.cpu().argsort()[:self.keep].sort().values
         start = {k: v.detach() for k, v in family.select(first.trigger, kept.to(first.size.device)).items()}
         found = invert(forward, family, destinations[kept], fit,
@@ -86,8 +86,8 @@ class PairInversion(Detector):
             yield Finding(
                 rule="pair_inversion.cell", where=f"class {s} to class {t}", score=float(margin[row]),
                 target_classes=(t,), numbers={"size": size, "success": success, "source": float(s)},
-                explanation=f"a patch of {size:.3g} px sends {success:.0%} of class {s} to class {t}; the median of the "
-                            f"smallest {len(kept)} pairs needs {float(found.effective.median()):.3g}")
+                explanation=f"a patch of {size:.3g} px sends {success:.0%} of class {s} to class {t}; the median of "
+                            f"the smallest {len(kept)} pairs needs {float(found.effective.median()):.3g}")
         for row in list(best.values())[:3]:
             one = family.select(found.trigger, torch.tensor([row], device=found.size.device))
             s, t = pairs[int(kept[row])]
