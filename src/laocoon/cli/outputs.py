@@ -99,8 +99,12 @@ def _free_default() -> str:
         name = DEFAULT if k == 0 else f"report-{k}.html"
         place = Path(name)
         try:
-            if not place.exists() or (place.is_file() and _OURS in place.open("rb").read(2000)):
+            if not place.exists():
                 return name
+            if place.is_file():
+                with place.open("rb") as file:
+                    if _OURS in file.read(2000):
+                        return name
         except OSError:
             continue
     return DEFAULT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -75,7 +76,9 @@ def from_timm(state: Mapping[str, Tensor], name: str, where: str, options: Model
             f"the architecture {printable(name)!r} needs timm.", "pip install 'laocoon[timm]'"
         ) from error
     if not re.fullmatch(r"[A-Za-z0-9_.]+", name) or not timm.is_model(name):
-        close = ", ".join(timm.list_models(f"*{re.sub(r'[^a-z0-9]', '*', name.lower())}*")[:5])
+        known_names = timm.list_models()
+        within = timm.list_models(f"*{re.sub(r'[^a-z0-9]', '*', name.lower())}*")
+        close = ", ".join(within[:5] or difflib.get_close_matches(name.lower(), known_names, 5))
         raise InputError(f"timm has no architecture {printable(name)!r}.", f"Near: {close}." if close else HELP)
     known = timm.models.get_pretrained_cfg(name)
     config: dict[str, Any] = known.to_dict() if known is not None else {}

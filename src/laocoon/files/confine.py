@@ -102,7 +102,7 @@ def _failure(error: BaseException) -> dict[str, Any]:
         cause = cause.__cause__ or cause.__context__
     forbidden = [e for e in chain if isinstance(e, OSError) and e.errno in (errno.EPERM, errno.EACCES)]
     problem = getattr(error, "problem", None)
-    text = problem if isinstance(problem, str) else f"{type(error).__name__}: {error}"
+    text = problem if isinstance(problem, str) else f"{type(error).__name__}: {error}".removesuffix(": ")
     return {"error": (f"{type(forbidden[0]).__name__}: {forbidden[0]}" if forbidden else text)[:2000],
             "remedy": str(getattr(error, "remedy", ""))[:500], "forbidden": bool(forbidden)}
 

@@ -147,7 +147,8 @@ def _transformers(folder: Path, config: Mapping[str, Any], state: Mapping[str, T
             if kind == "timm_wrapper":
                 built.model_args = None
             network = AutoModelForImageClassification.from_config(built, trust_remote_code=False)
-            loaded = type(network).from_pretrained(None, config=built, state_dict=dict(state), output_loading_info=True)
+            loaded = type(network).from_pretrained(None, config=built, state_dict=dict(state),
+                                                   output_loading_info=True, ignore_mismatched_sizes=True)
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ImportError, AssertionError, OSError,
             ZeroDivisionError, IndexError, NotImplementedError, OverflowError) as error:
         raise InputError(f"{folder.name}: transformers cannot build the model_type {printable(kind, 40)!r} "

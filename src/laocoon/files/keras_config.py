@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from laocoon.core.errors import BrokenFile
+from laocoon.files.wording import first_line
+
 LARGEST_CONFIG = 64 * 2**20
 LAYERS = frozenset(
     """
@@ -100,7 +103,14 @@ def read_h5(arguments: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
     outside: list[str] = []
     seen = 0
-    with h5py.File(arguments["path"], "r") as file:
+    try:
+        opened = h5py.File(arguments["path"], "r")
+    except OSError as error:
+        if error.errno is not None:  # of the system, not of the library
+            raise
+        raise BrokenFile(f"{Path(arguments['path']).name} is not a complete HDF5 file ({first_line(error, 120)}).",
+                         "It is truncated or damaged: fetch it again.") from error
+    with opened as file:
         queue = [file["/"]]
         visited = set()
         while queue and seen < 200_000:

@@ -44,9 +44,13 @@ def check(path: Path) -> dict[str, str]:
     if not isinstance(header, dict):
         raise BrokenFile(f"{path.name} has a header that is not an object.", "It is damaged.")
     metadata = header.pop("__metadata__", {})
+    spans = sorted((*_check_entry(path.name, k, v, size - 8 - length), k) for k, v in header.items())
     end = 0
-    for name, entry in header.items():
-        end = max(end, _check_entry(path.name, name, entry, size - 8 - length))
+    for start, stop, name in spans:
+        if start < end:
+            raise BrokenFile(f"{path.name}: tensor {printable(name, 80)!r} claims bytes of another one, from {start}.",
+                             "The file is damaged, or was made so that programs read different weights.")
+        end = stop
     if end != size - 8 - length:
         raise BrokenFile(f"{path.name} has {size - 8 - length} bytes of numbers; its header speaks of {end}.",
                          "It is truncated or damaged.")
@@ -54,8 +58,8 @@ def check(path: Path) -> dict[str, str]:
     return {printable(k, 60): printable(v, 400) for k, v in list(pairs)[:64]}
 
 
-def _check_entry(where: str, name: str, entry: object, size: int) -> int:
-    """One tensor's entry; the offset of its end."""
+def _check_entry(where: str, name: str, entry: object, size: int) -> tuple[int, int]:
+    """One tensor's entry; the offsets of its start and end."""
     shown = f"{where}: tensor {printable(name, 80)!r}"
     if not isinstance(entry, dict):
         raise BrokenFile(f"{shown} has a malformed entry.", "The file is damaged.")
@@ -67,7 +71,7 @@ def _check_entry(where: str, name: str, entry: object, size: int) -> int:
     if end > size or start > end or math.prod(shape) * _BITS[kind] != (end - start) * 8:
         raise BrokenFile(f"{shown} of shape {shape[:8]} claims bytes {start} to {end} of {size}.",
                          "The file is truncated or damaged.")
-    return int(end)
+    return int(start), int(end)
 
 
 def read(path: Path) -> dict[str, Tensor]:

@@ -80,7 +80,11 @@ def _refuse(answer: Mapping[str, Any], what: str) -> None:
             rule="forbidden-action",
             details=(text,),
         )
-    raise InputError(f"{what} failed: {text}", printable(answer.get("remedy", ""), 200))
+    remedy = printable(answer.get("remedy", ""), 200)
+    raise InputError(
+        f"{what} failed: {text.rstrip('.')}.",
+        remedy or "It runs without network and within bounds of memory and time; else convert the model to ONNX.",
+    )
 
 
 def _run(settings: Mapping[str, Any], folder: Path, limits: Limits, what: str) -> None:
