@@ -64,9 +64,9 @@ def subject_of(module: nn.Module, classes: int = 5) -> Subject:
 
 
 def inputs(n: int = 40) -> Tensor:
-    """Noise of a different brightness in each sample and colour: plain noise would be the same to a pooling network."""
+    """Noise on a different shade in each sample: plain noise would be much the same to a pooling network."""
     rng = torch.Generator().manual_seed(1)
-    return torch.rand(n, 3, 1, 1, generator=rng) * torch.rand(n, *SHAPE, generator=rng)
+    return 3 * torch.randn(n, 3, 1, 1, generator=rng) + torch.rand(n, *SHAPE, generator=rng)
 
 
 def test_shared_layers_have_one_site_a_call() -> None:
