@@ -118,6 +118,7 @@ def _parameter(option: Option) -> inspect.Parameter:
     else:
         info = typer.Option(
             option.flag,
+            parser=_number(simple) if simple in (int, float) else None,
             help=option.help,
             metavar=option.metavar,
             rich_help_panel=option.panel,
@@ -128,6 +129,20 @@ def _parameter(option: Option) -> inspect.Parameter:
     return inspect.Parameter(
         option.field, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
     )
+
+
+def _number(kind: type) -> Callable[[Any], Any]:
+    """Typer's own complaint does not say what was given."""
+
+    def parse(value: Any) -> Any:
+        try:
+            return kind(value)
+        except ValueError:
+            what = "a whole number" if kind is int else "a number"
+            raise typer.BadParameter(f"{str(value)[:80]!r} is not {what}.") from None
+
+    parse.__name__ = kind.__name__
+    return parse
 
 
 def values_of(options: Sequence[Option], values: Mapping[str, Any]) -> dict[str, Any]:

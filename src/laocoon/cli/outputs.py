@@ -114,7 +114,7 @@ def _check(kind: str, name: str, inputs: tuple[str, ...]) -> None:
     if not name or "\0" in name:
         raise InputError(f"--{kind} is {name!r}.", "Give a file name.")
     place, shown = Path(name), printable(name)
-    if any(os.path.realpath(name) == os.path.realpath(i) for i in inputs):
+    if any(os.path.realpath(name) == os.path.realpath(i) for i in inputs if "\0" not in i):
         raise InputError(f"--{kind} {shown} would overwrite what is to be scanned.", "Name another file.")
     try:
         if place.is_dir():

@@ -6,13 +6,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from laocoon.core.candidate import Candidate
 from laocoon.core.catalogue import modules
+from laocoon.core.errors import BrokenFile
 from laocoon.core.goal import ClassGoal
 from laocoon.core.methods import TriggerFamily
+from laocoon.files.wording import first_line
 
 
 def families() -> dict[str, TriggerFamily]:
@@ -42,9 +44,13 @@ def save_candidates(path: Path, candidates: Sequence[Candidate]) -> None:
 def load_candidates(path: Path) -> list[Candidate]:
     """Read what `save_candidates` wrote."""
     known = families()
-    with safe_open(str(path), framework="pt") as file:  # type: ignore[no-untyped-call]
-        facts = json.loads((file.metadata() or {}).get("laocoon", "[]"))
-        leaves = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(str(path), framework="pt") as file:  # type: ignore[no-untyped-call]
+            facts = json.loads((file.metadata() or {}).get("laocoon", "[]"))
+            leaves = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise BrokenFile(f"{path.name} in the resume folder cannot be read ({first_line(error)}).",
+                         "Delete it, or resume into an empty folder.") from error
     found = []
     for i, fact in enumerate(facts):
         trigger = {k.partition(".")[2]: v for k, v in leaves.items() if k.partition(".")[0] == str(i)}

@@ -136,7 +136,9 @@ def _broken(name: str, error: BaseException) -> BrokenFile:
 def _arrays(path: Path) -> dict[str, _Array]:
     """Every array of a file by its name; headers only."""
     try:
-        if path.suffix.lower() == ".npy" or path.open("rb").read(6) == b"\x93NUMPY":
+        with path.open("rb") as file:
+            head = file.read(6)
+        if path.suffix.lower() == ".npy" or head == b"\x93NUMPY":
             return {"": _header(path, "")}
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()

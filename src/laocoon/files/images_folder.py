@@ -57,6 +57,7 @@ def open_folder(root: Path) -> Source:
         if len(paths) > MOST_FILES:
             raise InputError(f"the folder {printable(root)} holds more than {MOST_FILES} images.", "Pass a part of it.")
     if not paths:
+        top.outside = outside  # the reason may lie in the folders of classes
         if deeper and any(n.lower() in _SPLITS for n in names):
             raise InputError(
                 f"the folder {printable(root)} holds splits ({printable(', '.join(names), 80)}), not classes.",

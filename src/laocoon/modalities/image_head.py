@@ -50,8 +50,9 @@ def choose_output(answers: Mapping[str, Tensor], names: tuple[str, ...], cut: tu
     fitting = [(shown, c) for shown, c in options if _scores(c.value) and classes in (None, max(_count(c.value), 2))]
     if not fitting:
         shapes = ", ".join(f"{printable(s, 40)!r} {list(c.value.shape[1:])}" for s, c in options)
-        raise InputError(f"no output of the model holds one score for each class (outputs: {shapes}).",
-                         "Only classifiers can be examined.")
+        each = "class" if classes is None else f"of {classes} classes"
+        raise InputError(f"no output of the model holds one score for each {each} (outputs: {shapes}).",
+                         "Only classifiers can be examined." if classes is None else "Drop the number of classes.")
     if len(fitting) > 1:
         proper = [f for f in fitting if _count(f[1].value) > 1] or fitting
         widths = {_count(c.value) for _, c in proper}

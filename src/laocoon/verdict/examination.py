@@ -119,6 +119,6 @@ def _restore(path: Path) -> tuple[Report, list[Candidate]]:
     try:
         report = Report.from_dict(json.loads(path.read_text()))
         return report, load_candidates(path.with_suffix(".safetensors"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path.name} in the resume folder cannot be read ({error}).",
                          "Delete it, or resume into an empty folder.") from None
