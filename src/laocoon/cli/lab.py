@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from laocoon.cli.errors import Command
 from laocoon.core.errors import InputError
+from laocoon.files.wording import printable
 
 if TYPE_CHECKING:
     from laocoon.lab.zoo import Split
@@ -21,7 +24,7 @@ Root = Annotated[Path | None, typer.Option("--data-root", help="Folder with mnis
 Splits = Annotated[str, typer.Option(help="Comma-separated: fusion, calibration, sealed.")]
 Data = Annotated[str, typer.Option(help="Comma-separated: digits, mnist, gtsrb, cifar10.")]
 Share = Annotated[str, typer.Option(help="K/N: take every N-th specimen from the K-th, to build in N processes.")]
-Limit = Annotated[int | None, typer.Option(help="At most so many specimens per split and data set.")]
+Limit = Annotated[int | None, typer.Option(min=0, help="At most so many specimens per split and data set.")]
 ZOO = Path.home() / ".cache" / "laocoon" / "zoo"
 ALL = "digits,mnist,gtsrb,cifar10"
 
@@ -53,7 +56,13 @@ def _share(text: str) -> tuple[int, int]:
     return k, n
 
 
-@zoo.command()
+def _built(folder: Path) -> None:
+    """Nothing follows from an empty zoo; a reference file fitted on one would replace a good one."""
+    if not any(folder.glob("*/facts.json")):
+        raise InputError(f"the zoo {printable(folder)} holds no specimens.", "Run `laocoon lab zoo build` first.")
+
+
+@zoo.command(cls=Command)
 def build(
     folder: Folder = ZOO,
     data_root: Root = None,
@@ -80,7 +89,7 @@ def build(
     print(f"{built} specimens built in {folder}")
 
 
-@zoo.command()
+@zoo.command(cls=Command)
 def measure(
     folder: Folder = ZOO,
     data_root: Root = None,
@@ -95,6 +104,7 @@ def measure(
     from laocoon.lab.reference import counted, measure
     from laocoon.verdict.schedule import plan
 
+    _built(folder)
     torch.set_num_threads(1)
     schedule = plan("deep", counted(deep))
     for split in _splits(splits):
@@ -104,7 +114,7 @@ def measure(
                 print(f"{s.split:12} {s.data:8} {s.architecture:13} {s.kind:22} {row['seconds']:.1f} s", flush=True)
 
 
-@zoo.command()
+@zoo.command(cls=Command)
 def fit(
     folder: Folder = ZOO,
     out: Annotated[Path, typer.Option(help="The reference file.")] = Path("src/laocoon/verdict/reference.json"),
@@ -112,12 +122,18 @@ def fit(
     """Fit the reference file from what was measured of the fusion and calibration splits."""
     from laocoon.lab.reference import fit_reference
 
+    _built(folder)
     text = fit_reference(folder)
+    if not json.loads(text)["clean"]:
+        raise InputError(
+            f"no clean model of the calibration split of {printable(folder)} was measured.",
+            "Run `laocoon lab zoo measure` first.",
+        )
     out.write_text(text, encoding="utf-8")
     print(f"wrote {out}, {len(text) // 1024} KiB")
 
 
-@zoo.command()
+@zoo.command(cls=Command)
 def table(
     folder: Folder = ZOO,
     split: Annotated[str, typer.Option()] = "sealed",
@@ -127,6 +143,7 @@ def table(
     """AUROC, power and false alarms per attack and architecture on what was measured of a split, with intervals."""
     from laocoon.lab.figures import markdown
 
+    _built(folder)
     text = markdown(folder, _splits(split)[0], deep)
     if out is None:
         print(text)
@@ -134,7 +151,7 @@ def table(
         out.write_text(text, encoding="utf-8")
 
 
-@app.command("demo-models")
+@app.command("demo-models", cls=Command)
 def demo_models(out: Annotated[Path, typer.Option(help="Folder for clean.onnx and backdoored.onnx.")]) -> None:
     """Train the two bundled demo models on scikit-learn's digits."""
     from laocoon.lab.demo_models import make

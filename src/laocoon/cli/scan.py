@@ -141,8 +141,11 @@ def _examined(model: str, told: ScanOptions, values: Mapping[str, Any], outputs:
 
 
 def _scanned(subject: Any, samples: Any, told: ScanOptions, kept: Path, console: Console) -> ScanReport:
+    from laocoon.cli.memory import keep_freed_memory
     from laocoon.cli.progress import shown
     from laocoon.verdict.scan import scan
+
+    keep_freed_memory()
 
     planter = None
     if told.power:

@@ -129,9 +129,11 @@ def check(model: ModelProto, name: str, folder: Path | None) -> None:
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        raise BrokenFile(f"{name} is not a valid ONNX model: {first_line(error)}", "Export the model again.") from error
+        raise BrokenFile(f"{name} is not a valid ONNX model ({first_line(error)}).",
+                         "Export the model again.") from error
     except (ValueError, RuntimeError) as error:
-        raise BrokenFile(f"{name} cannot be checked as ONNX: {first_line(error)}", "Export the model again.") from error
+        raise BrokenFile(f"{name} cannot be checked as ONNX ({first_line(error)}).",
+                         "Export the model again.") from error
 
 
 def opset_of(model: ModelProto) -> int:
@@ -257,7 +259,7 @@ def _build(model: ModelProto, name: str) -> nn.Module:
     try:
         return Builder(
             graph, opset_of(model), {}, tuple(i.name for i in graph.input if i.name not in constants)
-        ).build()
+        ).build().eval()  # a batch norm in training mode would answer otherwise, and learn
     except (
         RuntimeError,
         ValueError,

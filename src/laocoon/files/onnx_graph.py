@@ -142,9 +142,9 @@ class GraphModule(nn.Module):
                 base[slot] = a
         for step in self.steps:
             if step.op == "Reshape" and not step.host and step.inputs[1] in made and base[step.inputs[1]] is None:
-                a, b = (values[step.inputs[1]].tolist() for values in told)
+                a, b = (list(values[step.outputs[0]].shape) for values in told)  # what -1 and 0 came to
                 apart = [i for i, (p, q) in enumerate(zip(a, b, strict=False)) if p != q]
-                if len(a) == len(b) and len(apart) == 1 and -1 not in a:
+                if len(a) == len(b) and len(apart) == 1:
                     a[apart[0]] = -1
                     base.append(a)
                     step = replace(step, inputs=(step.inputs[0], len(base) - 1))

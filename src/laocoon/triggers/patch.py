@@ -27,7 +27,7 @@ class Patch:
 
     def stamp(self, batch: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
         mask, pattern = trigger["mask"].unsqueeze(1), trigger["pattern"].unsqueeze(1)
-        return batch + mask * (pattern - batch)
+        return batch * (1 - mask) + mask * pattern  # two passes over the batch instead of three, and less to undo
 
     def size(self, trigger: Mapping[str, Tensor], batch: Tensor) -> Tensor:
         return trigger["mask"].sum((1, 2, 3))

@@ -60,7 +60,7 @@ def test_an_inserted_neuron_is_found() -> None:
     report = examined(PoTrojan(), insert(network()))
     (finding,) = report.findings
     assert finding.rule == "potrojan.silent_neuron"
-    assert finding.conclusive is (finding.numbers["silent_share"] <= 0.1)  # many silent neurons prove nothing
+    assert finding.conclusive and finding.numbers["neurons"] == 1
     assert finding.target_classes == (4,) and finding.where.startswith("input 5 of layer")
 
 

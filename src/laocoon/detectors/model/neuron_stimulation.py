@@ -62,6 +62,8 @@ class NeuronStimulation(Detector):
         misses="backdoors spread over many neurons, all-to-all and source-specific ones.",
         summary="which class single neurons buy when they are driven beyond their clean range",
         quick={"samples": 8, "neurons": 16, "sites": 2},
+        fails={"check_scores_planted_above_clean":
+               "single neurons buy a class in clean small networks too: 0.51 with a planted patch, 0.70 without."},
     )
 
     def findings(self, case: ModelCase, ctx: Context) -> Iterator[Finding | Candidate]:

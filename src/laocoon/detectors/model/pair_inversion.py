@@ -48,9 +48,7 @@ class PairInversion(Detector):
         misses="source-specific triggers that are not patches; with more than 14 classes, the pairs outside 14 classes "
                "drawn at random; pairs of a class without two clean samples",
         goal="source-to-target",
-        quick={"steps": 40, "further": 60, "batch": 8},
-        fails={"check_scores_planted_above_clean":
-               "an all-to-one backdoor makes a column of pairs small, so that its cells are each other's rivals."})
+        quick={"steps": 60, "further": 60, "batch": 8, "keep": 40})
 
     def findings(self, case: ModelCase, ctx: Context) -> Iterator[Finding | Candidate]:
         assert case.fit is not None

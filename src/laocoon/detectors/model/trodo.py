@@ -56,6 +56,8 @@ class TRODO(Detector):
                "it names no target class.",
         summary="how far a small perturbation lifts the confidence in samples just outside the data",
         quick={"samples": 40, "steps": 2},
+        fails={"check_scores_planted_above_clean":
+               "on small networks the rise tells nothing: 0.075 with a planted patch, 0.086 without."},
     )
 
     def findings(self, case: ModelCase, ctx: Context) -> Iterator[Finding | Candidate]:
