@@ -135,6 +135,7 @@ def _methods(console: Console) -> None:
     known = available()
     _title(console, "Methods", f"{len(known)} of `laocoon scan`, from the budget that runs them")
     table = Table(box=None, padding=(0, 2, 0, 2), show_header=False)
+    table.add_column(no_wrap=True, min_width=max(len(name) for name in known))
     placed = {name: stage for stage in ORDER for name in STAGES[stage]}
     for name, method in sorted(known.items(), key=lambda item: (ORDER.index(placed.get(item[0], "quick")), item[0])):
         needs = ", ".join(sorted(n.value for n in method.card.needs)) or "nothing"
