@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from laocoon.lab.reference import WEIGHTS, as_row, counted, fit_reference, recorded
+from laocoon.lab.reference import SAMPLES_PER_CLASS, WEIGHTS, as_row, counted, fit_reference, recorded
 from laocoon.lab.zoo import ALL_TO_ONE, KINDS, Split
 from laocoon.recipes.conformal import binomial_interval, p_value
 from laocoon.recipes.ranking import auroc, cluster_bootstrap
@@ -107,9 +107,11 @@ def markdown(folder: Path, split: Split, deep: bool) -> str:
         alarms.append(_alarms(data, [j for j in clean if j.row.data == data]))
     for architecture in sorted({j.row.architecture for j in clean}):
         alarms.append(_alarms(architecture, [j for j in clean if j.row.architecture == architecture]))
-    note = (f"Split `{split}`, tier `desk`, {len(reference.clean)} clean references (file {reference.digest}). "
+    title = "# How well planted models are told from clean ones: the " + split + " split"
+    command = f"Command: `laocoon lab zoo table --split {split}{' --deep' if deep else ''}`, seed 0.\n"
+    note = (f"Tier `desk`, {SAMPLES_PER_CLASS} clean samples a class, {len(reference.clean)} clean references (file {reference.digest}). "
             "Clean references and this split share no model; training subsets overlap. No attack is fitted: the "
             "scales and the null come from clean models only, so that every kind's row is that of a kind left out. "
             "'Architecture left out': scales and null refitted without models of the subject's architecture. "
             "Success of 90 % or more unless said otherwise; AUROC counts every model, INCONCLUSIVE or not.")
-    return "\n".join([note, "", "\n".join([head, *lines]), "", "\n".join(alarms), ""])
+    return "\n".join([title, "", command, note, "", "\n".join([head, *lines]), "", "\n".join(alarms), ""])
