@@ -107,6 +107,8 @@ def calibrate(fused: Fused, rules: frozenset[str], profile: Profile, reference: 
               name: str) -> tuple[float | None, Calibration]:
     """The conformal p-value (None where no reference speaks for the subject) and what it rests on."""
     factor, why = widening(profile)
+    if not rules:  # the references would all score 0, and any score would stand out
+        return None, Calibration(name, 0, 0, 1.0, 0.0, reference.digest, why)
     null = reference.scores(rules)
     place = rank(fused.score, null)
     if factor == float("inf") or not null:

@@ -144,6 +144,8 @@ def _at_chance(subject: Subject, data: Samples | None, prepared: Prepared) -> st
     right = round(prepared.accuracy * n)
     if binomtest(right, n, 1 / subject.classes, alternative="greater").pvalue < 1e-3:
         return ""
+    if (1 / subject.classes) ** n >= 1e-3:  # even all right could be luck
+        return f"{n} labelled sample{'s' * (n > 1)} cannot show that the model works: no verdict; pass more with --data"
     said = f"the model is right on {right} of {n} labelled samples, no better than chance: no verdict"
     trials: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "its input range is probably 0-255: try --input-range 0-255": lambda x: x * 255,
@@ -230,7 +232,9 @@ def _decide(p: float | None, alpha: float, references: int, cause: str, examined
     if cause:
         return Verdict.INCONCLUSIVE, cause
     if p is None:
-        return Verdict.INCONCLUSIVE, f"the score cannot be judged: {note}"
+        stopped = next((r.reason for r in examined.reports if r.method in CORE_METHODS and r.reason), "")
+        unmeasured = f"no method that was measured on clean references was run; run {CORE_METHODS[0]} too"
+        return Verdict.INCONCLUSIVE, f"the score cannot be judged: {note or stopped or unmeasured}"
     if alpha < 1 / (references + 1):
         return Verdict.INCONCLUSIVE, (f"alpha {alpha:g} is finer than {references} references can resolve "
                                       f"({1 / (references + 1):.3g})")
