@@ -1,0 +1,98 @@
+"""The zoo: disjoint splits, builds that resume, rows that are measured once, a reference that holds no sealed model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from laocoon.detectors.model.mm_bd import MMBD
+from laocoon.lab import reference, zoo
+from laocoon.lab.figures import judge, markdown
+from laocoon.verdict.calibrate import parse, shipped
+from laocoon.verdict.schedule import Schedule
+
+DATA = ("digits", "mnist", "gtsrb", "cifar10")
+SPLITS = ("fusion", "calibration", "sealed")
+
+
+def planned(split: str) -> dict[str, zoo.Specification]:
+    return {s.digest: s for data in DATA for s in zoo.specifications(split, data)}
+
+
+def test_splits_share_no_specification_and_no_seed() -> None:
+    plans = {split: planned(split) for split in SPLITS}
+    for a, b in (("fusion", "calibration"), ("fusion", "sealed"), ("calibration", "sealed")):
+        assert not plans[a].keys() & plans[b].keys()
+        assert not {s.seed for s in plans[a].values()} & {s.seed for s in plans[b].values()}
+
+
+def test_the_plan_is_as_large_as_promised() -> None:
+    clean = {split: [s for s in planned(split).values() if s.kind == "clean"] for split in SPLITS}
+    assert len(clean["calibration"]) >= 120 and len(clean["sealed"]) >= 200
+    assert sum(s.data in ("gtsrb", "cifar10") for s in clean["sealed"]) >= 60
+    assert {s.kind for s in planned("sealed").values()} == {"clean", *zoo.KINDS}
+
+
+def test_the_shipped_reference_holds_no_sealed_model() -> None:
+    ours = shipped()
+    held = {row.digest for row in (*ours.clean, *ours.planted)}
+    assert not held & planned("sealed").keys()
+    assert not {row.digest for row in ours.clean} & {row.digest for row in ours.planted}
+    assert len(ours.clean) >= 100 and all(row.kind == "clean" for row in ours.clean)
+    assert set(ours.core) <= set(zoo.KINDS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("zoo")
+    patch = pytest.MonkeyPatch()
+    patch.setitem(zoo.RECIPES, "digits", (300, 2, 1, False))
+    patch.setitem(zoo.LAYOUT, "digits", ("cnn",))
+    for split, clean, planted in (("fusion", 8, 1), ("calibration", 8, 0), ("sealed", 2, 1)):
+        patch.setitem(zoo.CLEAN_COUNT[split], "digits", clean)
+        patch.setitem(zoo.PLANTED_COUNT[split], "digits", planted)
+    patch.setattr(zoo, "KINDS", {"patch": zoo.KINDS["patch"]})
+    zoo.grow(place, None, SPLITS, ("digits",))
+    patch.undo()
+    return place
+
+
+def test_a_build_leaves_whole_marked_specimens(folder: Path) -> None:
+    found = zoo.specimens(folder)
+    assert len(found) == 20 and not list(folder.glob("*.part*"))
+    for specimen in found:
+        with safe_open(specimen.folder / "model.safetensors", "pt") as file:
+            told = json.loads(file.metadata()["laocoon"])
+        assert told["backdoored"] is (specimen.specification.kind != "clean")
+
+
+def test_a_second_build_trains_only_what_is_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(zoo.RECIPES, "digits", (300, 2, 1, False))
+    monkeypatch.setitem(zoo.LAYOUT, "digits", ("cnn",))
+    monkeypatch.setitem(zoo.CLEAN_COUNT["calibration"], "digits", 8)
+    lost = zoo.specimens(folder, "calibration")[3].folder
+    weights = (lost / "model.safetensors").read_bytes()
+    for file in lost.iterdir():
+        file.unlink()
+    lost.rmdir()
+    assert zoo.grow(folder, None, ("calibration",), ("digits",)) == 1
+    assert len((lost / "model.safetensors").read_bytes()) == len(weights)
+
+
+def test_rows_are_measured_once_and_make_a_reference(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cheap = Schedule("deep", (MMBD(restarts=2, steps=3),), float("inf"))
+    for split in SPLITS:
+        first = [row for _, row in reference.measure(folder, None, split, cheap)]
+        stamps = {p: p.stat().st_mtime_ns for p in folder.glob("*/row-*.json")}
+        assert [row for _, row in reference.measure(folder, None, split, cheap)] == first
+        assert {p: p.stat().st_mtime_ns for p in folder.glob("*/row-*.json")} == stamps
+    monkeypatch.setattr(reference, "plan", lambda *_: cheap)
+    monkeypatch.setattr("laocoon.lab.figures.plan", lambda *_: cheap)
+    fitted = parse(reference.fit_reference(folder))
+    assert len(fitted.clean) == 8 and len(fitted.planted) == 1 and set(fitted.scales) == {"mm_bd.margin"}
+    judged = judge(folder, "sealed", False, fitted)
+    assert len(judged) == 3 and all(0 < j.p <= 1 for j in judged)
+    assert "false alarms" in markdown(folder, "sealed", False)
