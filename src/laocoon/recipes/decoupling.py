@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Head = Callable[[Tensor], Tensor]
+ROOM = 2_000_000  # logits of one step of a mask: what many samples of many classes cost is bounded here
 
 
 def decoupling_mask(head: Head, features: Tensor, labels: Tensor, *, steps: int = 60, rate: float = 0.1,
@@ -16,9 +17,14 @@ def decoupling_mask(head: Head, features: Tensor, labels: Tensor, *, steps: int 
     """The mask m in [0, 1] of min CE(h(m·f), y) − CE(h((1−m)·f), y) + λ·mean(m), over all samples.
 
     features [n, …] -> mask [1, …]. `scale` divides the logits, so that a confident head and a shy one are
-    asked the same. The second term is bounded by CE of a uniform answer, else it runs away on large logits.
+    asked the same. The second term is bounded by CE of a uniform answer, else it runs away on large logits. Of more
+    samples than there is room for, every second, third, … is taken.
     """
     classes_bound = None
+    if len(features) > 1000:  # fewer always fit, for up to 2,000 classes
+        with torch.no_grad():
+            step = -(-len(features) * head(features[:1]).shape[1] // ROOM)
+        features, labels = features[::step], labels[::step]
     theta = torch.zeros_like(features[:1])
     first, second = torch.zeros_like(theta), torch.zeros_like(theta)
     for step in range(steps):
