@@ -181,7 +181,8 @@ def table(rows: list[dict[str, Any]], command: str) -> str:
              f"Command: `{command}`, tier `desk`, seed 0, one thread, 20 clean samples a class of which those that "
              "the model gets right and that are not held out are used, by both sides. Models: all-to-one patch "
              "backdoors of the zoo's fusion split with attack success of 90 % or more, 10 classes. Passes are "
-             "sample-level forward-backward passes; a forward alone counts as a third. Seconds are of the processor.", "",
+             "sample-level forward-backward passes; a forward alone counts as a third. Seconds are of the processor.",
+             "",
              "| way | names the target | passes, median | seconds, median |", "|-|-|-|-|"]
     names = {"halved": "engine, halved (36 steps at most)", "plain": "engine, plain (80 steps)",
              "epochs": "Neural Cleanse, 50 epochs", "steps": "Neural Cleanse, 1,000 steps"}

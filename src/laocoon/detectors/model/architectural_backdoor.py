@@ -102,6 +102,9 @@ def _judge(m: Meeting, flow: Flow) -> Iterator[Judged]:
         return
     elif side.guard:
         yield Judged(0.3, "condition", "a test of the input for what is not a number", m, keys)
+    elif side.relative and m.after == 0 and numbers and m.node.op in (*SUMS, *CHOICES):
+        what = "a competition between values of the raw input puts numbers that the file holds into the output"
+        yield Judged(0.8, "condition", what, m, keys)
     elif side.relative:
         yield Judged(0.3, "condition", "a competition between filters of the raw input (routing)", m, keys)
     elif m.node.op == "Div" and m.position == 1:
