@@ -118,7 +118,7 @@ def laocoon(place: Place) -> Iterator[Callable[..., Ran]]:
         _watch.seen.clear()
         _watch.active = True
         try:
-            result = CliRunner().invoke(app, [str(a) for a in arguments])
+            result = CliRunner().invoke(app, [str(a) for a in arguments], color=True)  # escapes stay, as in a terminal
         finally:
             _watch.active = False
         ran = Ran(result.exit_code, result.stdout, result.stderr, time.monotonic() - start)
