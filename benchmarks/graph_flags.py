@@ -236,10 +236,10 @@ def table(rows: Sequence[Row], command: str) -> str:
         f"{ArchitecturalBackdoor().flag_at} or more. Intervals: Clopper-Pearson, 95 %. Networks are untrained.", "",
         "The small honest networks and the backdoors were written by the authors of the check, who knew its rules: "
         "they show what it was built for, not what it would do on a stranger's graph. The library's architectures were "
-        "written by others, for other ends; the rules were not changed after they were tried. The evading backdoors "
+        "written by others, for other ends; no rule was made for them. The evading backdoors "
         "(`benchmarks/graph_evasions.py`) were written after the rules, by somebody who had read them, to get around "
-        "them: what a determined attacker can do. For two of them (`saturated_softmax`, `sorted_pixels`) a rule was then "
-        "added, and every honest graph tried again.", "",
+        "them: what a determined attacker can do. For two of them (`saturated_softmax`, `sorted_pixels`) a rule was "
+        "then added, and every honest graph tried again.", "",
         "| format | small honest networks flagged | libraries' architectures flagged | all honest ones "
         "| backdoors flagged | written to evade, flagged | not in this format |", "|-|-|-|-|-|-|-|"]
     for form in forms:
