@@ -50,7 +50,7 @@ def test_doctor(laocoon):
 def test_doctor_says_what_to_install(laocoon, monkeypatch):
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)
     told = laocoon("doctor").text
-    for extra in ("timm", "transformers", "keras", "hub"):
+    for extra in ("timm", "transformers", "keras", "hub", "lab"):
         assert f"pip install 'laocoon[{extra}]'" in told
     assert "✗ Keras" in told and "✓ ONNX" in told
 

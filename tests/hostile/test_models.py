@@ -454,6 +454,16 @@ def foreign_operator(canary: Path, code: bytes) -> bytes:
     return code.replace(b"torch.relu(", b"ops.vendor.fetch(") if b"torch.relu(" in code else code
 
 
+def exported(folder: Path, canary: Path) -> Path:
+    """An archive of torch.export."""
+    batch = torch.export.Dim("batch", min=1, max=512)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(Colours().eval(), (torch.rand(2, 3, 8, 8),), dynamic_shapes=({0: batch},))
+        torch.export.save(program, folder / "exported.pt2")
+    return folder / "exported.pt2"
+
+
 # ---------------------------------------------------------------- Hugging Face
 HF = {"model_type": "resnet", "num_channels": 3, "embedding_size": 4, "hidden_sizes": [4], "depths": [1],
       "layer_type": "basic", "hidden_act": "relu", "image_size": 8, "id2label": {"0": "red", "1": "green", "2": "blue"},
@@ -579,6 +589,7 @@ BENIGN = {
     "keras": Benign(keras_file(KERAS_LAYERS)),
     "h5": Benign(keras_h5(KERAS_LAYERS), checked=True),
     "script": Benign(scripted(Colours), ("--size", "8x8")),
+    "export": Benign(exported),
     "directory": Benign(directory(), ("--size", "32x32")),
 }
 CASES = (
@@ -665,6 +676,11 @@ CASES = (
          ("SUSPICIOUS", "ops.vendor.fetch"), "script"),
     Case("pickle in a script", replaced(scripted(Colours), "data.pkl", lambda c, d: pickle.dumps(Payload(c))), 1,
          ("SUSPICIOUS", "posix.system"), "script"),
+    # torch.export
+    Case("traversal in an export", with_member(exported, "../../evil", b"x"), 1, ("SUSPICIOUS", "../../evil"), "export"),
+    Case("pickle in an export", with_member(exported, "exported/data/evil.pkl", b"cos\nsystem\n(S'id'\ntR."), 1,
+         ("SUSPICIOUS", "os.system"), "export"),
+    Case("truncated export", truncated(exported), 2, ("exported.pt2", "not a complete zip"), "export"),
     # directories
     Case("remote code", directory(remote_code, auto_map={"AutoModel": "modeling.Evil"}), 1,
          ("SUSPICIOUS", "config.json", "modeling.Evil"), "directory"),
@@ -703,6 +719,8 @@ def test_hostile(case, place, refused):
 @pytest.mark.parametrize("name", BENIGN)
 def test_benign_neighbour(name, place, admitted):
     benign = BENIGN[name]
+    if name == "export":
+        pytest.importorskip("onnxscript")  # the exporter of torch needs it
     path = benign.make(place.inputs, place.canary)
     assert not [f for f in inspect(path) if f.conclusive]
     if not benign.checked:

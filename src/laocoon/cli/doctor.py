@@ -32,7 +32,7 @@ class Feature:
 MODELS = (
     Feature("ONNX"),
     Feature("safetensors and state dicts"),
-    Feature("torch.export archives"),
+    Feature("torch.export archives", ("onnxscript",), "lab"),
     Feature("TorchScript"),
     Feature("timm architectures (--architecture timm:NAME)", ("timm",), "timm"),
     Feature("Hugging Face folders", ("transformers",), "transformers"),
