@@ -109,7 +109,8 @@ def markdown(folder: Path, split: Split, deep: bool) -> str:
         alarms.append(_alarms(architecture, [j for j in clean if j.row.architecture == architecture]))
     title = "# How well planted models are told from clean ones: the " + split + " split"
     command = f"Command: `laocoon lab zoo table --split {split}{' --deep' if deep else ''}`, seed 0.\n"
-    note = (f"Tier `desk`, {SAMPLES_PER_CLASS} clean samples a class, {len(reference.clean)} clean references (file {reference.digest}). "
+    note = (f"Tier `desk`, {SAMPLES_PER_CLASS} clean samples a class, {len(reference.clean)} clean references "
+            f"(file {reference.digest}). "
             "Clean references and this split share no model; training subsets overlap. No attack is fitted: the "
             "scales and the null come from clean models only, so that every kind's row is that of a kind left out. "
             "'Architecture left out': scales and null refitted without models of the subject's architecture. "
