@@ -1,6 +1,7 @@
 """What a verdict means, one rule at a time, on references made for the test."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from laocoon.core.report import Finding, Report, Verdict
 from laocoon.core.subject import Subject
 from laocoon.modalities.image import Image
 from laocoon.verdict import scan as scanning
-from laocoon.verdict.calibrate import Profile, calibrate, parse, widening
-from laocoon.verdict.examination import Examined, prepare
+from laocoon.verdict.calibrate import Profile, calibrate, group_of, parse, widening
+from laocoon.verdict.examination import Examined, Prepared, prepare
 from laocoon.verdict.fuse import Scale, fuse, statistics
 
 
@@ -170,3 +171,28 @@ def test_nan_images_are_refused():
     data.inputs[3, 0, 0, 0] = float("nan")
     with pytest.raises(InputError, match="not finite"):
         prepare(Net(), data, 0, 10)
+
+
+def test_scales_follow_what_the_inputs_look_like():
+    grey = {"trigger_inversion.patch": Scale(0.9, 1.0)}
+    both = replace(GOOD, groups={"grey": grey}, clean=tuple(replace(r, group="grey") for r in GOOD.clean))
+    assert both.scales_of("grey") == grey and both.scales_of("colour") == GOOD.scales == both.scales_of("")
+    assert [group_of("image", s) for s in ((1, 8, 8), (3, 8, 8), (4, 8, 8))] == ["grey", "colour", ""]
+    assert group_of("text", (3, 8, 8)) == ""
+    rules = frozenset({"trigger_inversion.patch"})
+    assert max(both.scores(rules)) < max(GOOD.scores(rules))
+
+
+def test_grey_pictures_in_three_channels_are_grey():
+    colour = Subject(Net(), Image(), 10, (3, 4, 4))
+    same = Samples(torch.rand(20, 1, 4, 4).expand(20, 3, 4, 4), torch.arange(20) % 10)
+    other = Samples(torch.rand(20, 3, 4, 4), torch.arange(20) % 10)
+    assert scanning._group(colour, Prepared(same, None, None, 20)) == "grey"
+    assert scanning._group(colour, Prepared(other, None, None, 20)) == "colour"
+    assert scanning._group(colour, Prepared(None, None, None, 0)) == "colour"
+
+
+def test_references_that_lack_a_rule_are_no_null():
+    lacking = replace(GOOD.clean[0], table={})
+    mixed = replace(GOOD, clean=(*GOOD.clean, lacking))
+    assert len(mixed.scores(frozenset({"trigger_inversion.patch"}))) == len(GOOD.clean)

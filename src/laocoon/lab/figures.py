@@ -37,7 +37,7 @@ def judge(folder: Path, split: Split, deep: bool, reference: Reference) -> list[
     for specimen, raw in recorded(folder, split, schedule, schedule):
         data = as_row(specimen, raw, list(WEIGHTS))
         row = Row(data["digest"], data["data"], data["architecture"], data["kind"], data["classes"], data["table"],
-                  data.get("attack_success"), tuple(data.get("targets", ())))
+                  data.get("attack_success"), tuple(data.get("targets", ())), data["group"])
         kind = row.architecture.split("_")[0]
         if kind not in without:
             without[kind] = parse(fit_reference(folder, kind))

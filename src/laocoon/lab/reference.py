@@ -23,6 +23,7 @@ from laocoon.verdict.fuse import statistics
 from laocoon.verdict.schedule import Schedule, plan
 
 SAMPLES_PER_CLASS = 20
+GREY = ("digits", "mnist")
 # How much a rule counts in the fusion, fixed on the fusion split (docs/results/fusion.md) and by nothing else.
 # A rule that is not named is reported but does not count.
 WEIGHTS: dict[str, float] = {
@@ -36,6 +37,9 @@ WEIGHTS: dict[str, float] = {
     "all_to_all_inversion.shift": 0.5,  # a share of few classes: coarse
     "pair_inversion.cell": 1.0,
 }
+FLOOR = 0.2  # least spread: a few references may agree by chance
+LEAST = 8  # clean models, too few to set a scale by below
+SHRINK = 5  # pooled models' worth that a group's own scale is drawn towards the pooled one
 DEEP = ("pair_inversion",)  # too dear for the default budget
 
 
@@ -120,7 +124,7 @@ def as_row(specimen: Specimen, row: dict[str, Any], rules: Sequence[str]) -> dic
     targets = sorted({d for y, d in enumerate(destinations) if d >= 0 and d != y})
     classes = max((len(v) for v in table.values()), default=0)
     found = {"digest": s.digest, "data": s.data, "architecture": s.architecture, "kind": s.kind, "classes": classes,
-             "table": table}
+             "group": "grey" if s.data in GREY else "colour", "table": table}
     if s.kind != "clean":
         found |= {"attack_success": facts["attack_success"], "targets": targets if len(targets) == 1 else []}
     return found
@@ -138,23 +142,38 @@ def fit_reference(folder: Path, without: str = "") -> str:
              if s.specification.kind == "clean"]
     fusion, clean = ([r for r in rows if not without or r["architecture"].split("_")[0] != without]
                      for rows in (fusion, clean))
-    scales = {}
-    for rule, weight in WEIGHTS.items():
-        largest = [max((v for v in row["table"][rule] if v is not None), default=0.0)
-                   for row in fusion if row["kind"] == "clean" and rule in row["table"]]
-        if len(largest) < 8:  # too few to set a scale by
-            continue
-        location = float(np.median(largest))
-        spread = max((float(np.quantile(largest, 0.9)) - location) / 1.2816, 0.05)
-        scales[rule] = [round(location, 4), round(spread, 4), weight]
+    honest = [row for row in fusion if row["kind"] == "clean"]
+    scales = _scales(honest, {})
+    groups = {group: _scales([row for row in honest if row["group"] == group], scales) for group in ("colour", "grey")}
     provenance = {
         "version": __version__, "samples_per_class": SAMPLES_PER_CLASS, "settings": settings_digest(schedule),
         "fusion": len(fusion), "calibration": len(clean), "command": "laocoon lab zoo fit",
         "data": sorted({r["data"] for r in clean}), "architectures": sorted({r["architecture"] for r in clean}),
         "splits": {name: _digest([s.folder.name for s in specimens(folder, name)])  # type: ignore[arg-type]
                    for name in ("fusion", "calibration", "sealed")}}
-    return json.dumps({"provenance": provenance, "core": list(ALL_TO_ONE), "scales": scales, "clean": clean,
-                       "planted": [r for r in fusion if r["kind"] != "clean"]}, separators=(",", ":"), sort_keys=True)
+    return json.dumps({"provenance": provenance, "core": list(ALL_TO_ONE), "scales": scales, "groups": groups,
+                       "clean": clean, "planted": [r for r in fusion if r["kind"] != "clean"]},
+                      separators=(",", ":"), sort_keys=True)
+
+
+def _scales(clean: Sequence[dict[str, Any]], pooled: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Per rule: median and spread of a clean model's largest value, and the weight; shrunk towards the pooled ones."""
+    found = {}
+    for rule, weight in WEIGHTS.items():
+        largest = [max((v for v in row["table"][rule] if v is not None), default=0.0)
+                   for row in clean if rule in row["table"]]
+        if len(largest) < LEAST:
+            if rule in pooled:
+                found[rule] = pooled[rule]
+            continue
+        location = float(np.median(largest))
+        spread = max((float(np.quantile(largest, 0.9)) - location) / 1.2816, FLOOR)
+        if rule in pooled:
+            own = len(largest) / (len(largest) + SHRINK)
+            location, spread = (own * a + (1 - own) * b for a, b in
+                                zip((location, spread), pooled[rule][:2], strict=True))
+        found[rule] = [round(location, 4), round(spread, 4), weight]
+    return found
 
 
 def _digest(names: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from laocoon.core.goal import ClassGoal
 from laocoon.core.report import Evidence, Finding, Power, ScanReport, Verdict
 from laocoon.core.subject import Subject
 from laocoon.recipes.conformal import binomial_interval
-from laocoon.verdict.calibrate import Profile, Reference, calibrate, shipped, similar_power
+from laocoon.verdict.calibrate import Profile, Reference, calibrate, group_of, shipped, similar_power
 from laocoon.verdict.control import verify
 from laocoon.verdict.examination import Examined, Prepared, prepare, run
 from laocoon.verdict.fuse import Fused, Scale, fuse, statistics
@@ -80,7 +80,8 @@ def scan(subject: Subject, data: Samples | None = None, *, alpha: float = 0.05, 
     case = ModelCase(subject, prepared.fit, prepared.held, graph=subject.graph)
     cause = _at_chance(subject, data, prepared)
     examined = Examined((), ()) if cause else run(schedule, case, root, resume)
-    fused, rules = _fused(examined, subject.classes, reference)
+    group = _group(subject, prepared)
+    fused, rules = _fused(examined, subject.classes, reference, group)
     profile = Profile(subject.modality.name, subject.classes, prepared.given / subject.classes, prepared.accuracy)
     p, calibration = calibrate(fused, rules, profile, reference, f"{subject.modality.name}/{schedule.budget}")
     ordered, evidence = _evidence(subject, prepared, examined, fused, root)
@@ -88,7 +89,7 @@ def scan(subject: Subject, data: Samples | None = None, *, alpha: float = 0.05, 
     if power > 0 and planter is not None and prepared.fit is not None and not cause:
         table += _positive_control(subject, prepared, schedule, planter, power, alpha, reference, rules, root)
     findings = tuple(sorted((f for r in examined.reports for f in r.findings),
-                            key=lambda f: (-f.conclusive, -_weight(f, reference))))
+                            key=lambda f: (-f.conclusive, -_weight(f, reference, group))))
     verdict, reason = _decide(p, alpha, calibration.references, cause, examined, findings, evidence, table, schedule,
                               calibration.note)
     return ScanReport(
@@ -173,7 +174,15 @@ def _at_chance(subject: Subject, data: Samples | None, prepared: Prepared) -> st
     return f"{said}; check the data, --input-range, --mean, --std, --channels and the order of the classes"
 
 
-def _fused(examined: Examined, classes: int, reference: Reference) -> tuple[Fused, frozenset[str]]:
+def _group(subject: Subject, prepared: Prepared) -> str:
+    """Which references' scales apply; grey pictures stored in three channels are grey."""
+    group = group_of(subject.modality.name, subject.input_shape)
+    if group == "colour" and prepared.fit is not None and bool((prepared.fit.inputs.diff(dim=1) == 0).all()):
+        return "grey"
+    return group
+
+
+def _fused(examined: Examined, classes: int, reference: Reference, group: str) -> tuple[Fused, frozenset[str]]:
     table = statistics(examined.reports, classes)
     incomplete = {r.method for r in examined.reports if not r.complete}
     usable = {rule: v for rule, v in table.items() if rule.split(".")[0] not in incomplete}
@@ -181,11 +190,11 @@ def _fused(examined: Examined, classes: int, reference: Reference) -> tuple[Fuse
         # Nothing was ever measured on clean models: raw statistics order models, but no p-value can follow.
         raw = {rule: Scale(0.0, 1.0) for rule in usable}
         return fuse(usable, raw, classes, upper=math.inf), frozenset()
-    return fuse(usable, reference.scales, classes), frozenset(usable) & frozenset(reference.scales)
+    return fuse(usable, reference.scales_of(group), classes), frozenset(usable) & frozenset(reference.scales)
 
 
-def _weight(finding: Finding, reference: Reference) -> float:
-    scale = reference.scales.get(finding.rule)
+def _weight(finding: Finding, reference: Reference, group: str) -> float:
+    scale = reference.scales_of(group).get(finding.rule)
     if scale is None or not math.isfinite(finding.score):
         return -math.inf
     return (finding.score - scale.location) / scale.spread
@@ -286,7 +295,7 @@ def _positive_control(subject: Subject, prepared: Prepared, schedule: Schedule, 
             quiet = Context(seed=root.seed, device=root.device, budget=schedule.passes)
             again = run(schedule, case, quiet)
             root.spent += quiet.spent
-            fused, _ = _fused(again, subject.classes, reference)
+            fused, _ = _fused(again, subject.classes, reference, _group(subject, prepared))
             above = 1 + sum(1 for r in null if r >= fused.score)
             named = len(plant.goal.targets) > 1 or plant.goal.targets[0] in fused.target_classes[:1]
             found.setdefault(plant.kind, []).append(above / (len(null) + 1) <= alpha and named)
