@@ -182,7 +182,8 @@ def table(rows: list[dict[str, Any]], command: str) -> str:
              "the model gets right and that are not held out are used, by both sides. Models: all-to-one patch "
              "backdoors of the zoo's fusion split with attack success of 90 % or more, 10 classes. Passes are "
              "sample-level forward-backward passes; a forward alone counts as a third. Seconds are of the processor.",
-             "", "`halved`: 12 steps of 16 samples for all classes, 12 more for the best five, 12 more for the best two. "
+             "",
+             "`halved`: 12 steps of 16 samples for all classes, 12 more for the best five, 12 more for the best two. "
              "These settings were tried on these same models; a scan does not use them (its patch search is `plain`).",
              "",
              "| way | names the target | passes, median | seconds, median |", "|-|-|-|-|"]
