@@ -66,7 +66,8 @@ class ArchitecturalBackdoor(Detector):
         modalities=frozenset({"image", "text", "tabular"}),
         needs=frozenset({Capability.GRAPH}),
         misses="backdoors in the weights; a detector of the trigger that is itself a trained sub-network of ordinary "
-               "width; conditions on learned features; operators outside the standard set.",
+               "width; conditions on learned features; operators outside the standard set; a pattern inside a wider "
+               "filter; division by a factor of the input; a copy of the input through an identity convolution.",
         summary="comparisons, branches and hidden patterns that lead from the raw input past the learned layers",
     )
 
