@@ -9,9 +9,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import settings
 from onnx import helper, numpy_helper
 
 torch.set_num_threads(1)
+# The same examples on every run: a change is judged by what it changed.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional
 
 from laocoon.core.context import Context
 from laocoon.core.subject import Discrete
@@ -51,8 +52,10 @@ def test_a_cold_blend_is_the_stamped_text(seed: int, position: int) -> None:
     ids = torch.randint(2, VOCABULARY, (3, 6), generator=rng)
     ids[:, 4:] = PADDING
     family = Tokens(VOCABULARY, 2, position)
-    trigger = {"logits": torch.randn(4, 2, VOCABULARY, generator=rng) * 3}
-    family.project(trigger)
+    logits = torch.randn(4, 2, VOCABULARY, generator=rng) * 3
+    family.project(trigger := {"logits": logits})
+    # Two tokens that draw are blended at any temperature: the first must lead by more than it smooths.
+    trigger["logits"] += functional.one_hot(trigger["logits"].argmax(-1), VOCABULARY)
     soft = family.blend(table[ids], ids, table, trigger, 1e-4)
     hard = table[family.stamp(ids, trigger)]
     there = family.stamp(ids, trigger) != PADDING
