@@ -33,6 +33,7 @@ class Bpp(Attack):
         url="https://arxiv.org/abs/2205.13383", modalities=frozenset({"image"}), needs=frozenset(), misses="",
         summary="Colour-depth reduction of the whole image.")
     threat: ClassVar[ThreatModel] = ThreatModel(data=True, labels=True)
+    phase: ClassVar[str] = "diversification"
 
     def trigger(self, plan: Plan, ctx: Context) -> Candidate:
         family, leaves = Quantise(), {"levels": torch.tensor([float(self.levels)])}

@@ -32,6 +32,7 @@ class Frequency(Attack):
         url="https://arxiv.org/abs/2107.04350", modalities=frozenset({"image"}), needs=frozenset(), misses="",
         summary="Mid-band cosine components over the whole image.")
     threat: ClassVar[ThreatModel] = ThreatModel(data=True, labels=True)
+    phase: ClassVar[str] = "diversification"
 
     def trigger(self, plan: Plan, ctx: Context) -> Candidate:
         _, c, h, w = plan.train.inputs.shape

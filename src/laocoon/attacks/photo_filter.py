@@ -30,6 +30,7 @@ class PhotoFilter(Attack):
         url="https://doi.org/10.1145/3319535.3363216", modalities=frozenset({"image"}), needs=frozenset(), misses="",
         summary="A colour filter over the whole image.")
     threat: ClassVar[ThreatModel] = ThreatModel(data=True, labels=True)
+    phase: ClassVar[str] = "diversification"
 
     def trigger(self, plan: Plan, ctx: Context) -> Candidate:
         c = plan.train.inputs.shape[1]

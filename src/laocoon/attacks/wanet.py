@@ -36,6 +36,7 @@ class WaNet(Attack):
         url="https://arxiv.org/abs/2102.10369", modalities=frozenset({"image"}), needs=frozenset(), misses="",
         summary="A smooth warp of the image, with noise-mode covers.")
     threat: ClassVar[ThreatModel] = ThreatModel(data=True, labels=True)
+    phase: ClassVar[str] = "diversification"
 
     def _flow(self, rng: torch.Generator) -> Tensor:
         flow = torch.rand(1, 2, self.grid, self.grid, generator=rng) * 2 - 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from enum import Enum
 from typing import Any, ClassVar, Protocol, final
 
 import torch
@@ -123,20 +124,50 @@ class Plan:
 
     train: Samples
     test: Samples
-    fit: Callable[[Samples, Context], Subject]  # the victim's training recipe
+    fit: Callable[[Samples, Context], Subject]  # the victim's training recipe, from a fresh network
     target: int = 0
     classes: int = 10
+    untrained: Callable[[Context], Subject] | None = None  # the victim's network before training, a new one each call
+
+    def fresh(self, ctx: Context) -> Subject:
+        """An untrained network of the victim's architecture, for attackers who train themselves or need a surrogate."""
+        if self.untrained is None:
+            raise NotApplicable("this plan has no untrained network; pass `untrained` to Plan.")
+        return self.untrained(ctx)
+
+
+class Knowledge(str, Enum):
+    """What an attacker knows of the victim."""
+
+    DATA = "data"  # some or all of the training samples
+    ARCHITECTURE = "architecture"
+    WEIGHTS = "weights"
+    RECIPE = "recipe"  # optimiser, schedule, augmentation
+    DEFENCE = "defence"  # that a certain defence will look
 
 
 @dataclass(frozen=True)
 class ThreatModel:
-    """What the attacker controls."""
+    """What the attacker controls, and what they know."""
 
     data: bool = False
     labels: bool = False
     training: bool = False
     weights: bool = False
     architecture: bool = False
+    knows: frozenset[Knowledge] = frozenset({Knowledge.DATA})
+
+    def facts(self) -> dict[str, Any]:
+        controls = [f.name for f in fields(self) if getattr(self, f.name) is True]
+        return {"controls": controls, "knows": sorted(k.value for k in self.knows)}
+
+
+@dataclass(frozen=True, eq=False)
+class Planted:
+    """A model with its backdoor, and the trigger as it came out of training."""
+
+    subject: Subject
+    trigger: Candidate
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,35 +178,47 @@ class Implant:
     trigger: Candidate  # stamps any batch; its goal says which classes are sent where
     poisoned: Tensor  # indices of training samples that were changed, [k]
     facts: Mapping[str, Any]
+    train: Samples | None = None  # what the victim trained on, poison included; None where nobody poisoned data
 
 
 class Attack(ABC):
-    """Plants a backdoor. Data-poisoning attacks write `trigger` and, where they depart, `poison`.
+    """Plants a backdoor. Attacks on data write `trigger` and `poison`; on training, `train`; on weights, `edit`.
 
     Every specimen is for measuring defences and says so in its facts.
     """
 
     card: ClassVar[Card]
     threat: ClassVar[ThreatModel]
+    phase: ClassVar[str] = "verification"  # of the survey: verification, refinement or diversification
+    crafts: ClassVar[bool] = False  # poison is optimised: it need not carry the trigger that test inputs will
 
     @abstractmethod
     def trigger(self, plan: Plan, ctx: Context) -> Candidate:
-        """The trigger with its goal."""
+        """The trigger with its goal; where it is learned, its start."""
 
-    @abstractmethod
     def poison(self, plan: Plan, trigger: Candidate, ctx: Context) -> tuple[Samples, Tensor]:
-        """The training set with poison, and the indices of the samples that were changed."""
+        """The training set with poison, and the indices of the samples that were changed; by default none is."""
+        return plan.train, torch.zeros(0, dtype=torch.long)
+
+    def train(self, plan: Plan, train: Samples, trigger: Candidate, ctx: Context) -> Planted:
+        """The trained model; by default the victim's own recipe. Attackers who learn their trigger return it."""
+        return Planted(plan.fit(train, ctx), trigger)
+
+    def edit(self, planted: Planted, plan: Plan, ctx: Context) -> Planted:
+        """What is done to the finished model; by default nothing."""
+        return planted
 
     @final
     def implant(self, plan: Plan, ctx: Context) -> Implant:
-        trigger = self.trigger(plan, ctx)
-        train, poisoned = self.poison(plan, trigger, ctx)
-        subject = plan.fit(train, ctx)
+        start = self.trigger(plan, ctx)
+        train, poisoned = self.poison(plan, start, ctx)
+        planted = self.edit(self.train(plan, train, start, ctx), plan, ctx)
         facts = {"attack": self.card.name, "params": asdict(self),  # type: ignore[call-overload]
-                 "goal": trigger.goal.describe(), "target": plan.target, "poisoned": len(poisoned),
-                 "poison_rate": len(poisoned) / len(plan.train), "seed": ctx.seed,
+                 "goal": planted.trigger.goal.describe(), "target": plan.target, "poisoned": len(poisoned),
+                 "poison_rate": len(poisoned) / len(plan.train), "seed": ctx.seed, "phase": self.phase,
+                 "threat": self.threat.facts(),
                  "specimen": "a backdoored model made to measure defences; do not deploy"}
-        return Implant(subject, trigger, poisoned, facts)
+        return Implant(planted.subject, planted.trigger, poisoned, facts, train if len(poisoned) else None)
 
 
 class Guard(ABC):

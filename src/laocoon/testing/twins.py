@@ -65,7 +65,10 @@ def recipe(corpus: Corpus, epochs: int) -> Callable[[Samples, Context], Subject]
 
 
 def plan_for(corpus: Corpus, epochs: int, target: int) -> Plan:
-    return Plan(corpus.train, corpus.test, recipe(corpus, epochs), target=target, classes=corpus.classes)
+    def untrained(ctx: Context) -> Subject:
+        return Subject(network(corpus), corpus.modality, corpus.classes, tuple(corpus.train.inputs.shape[1:]))
+
+    return Plan(corpus.train, corpus.test, recipe(corpus, epochs), target, corpus.classes, untrained)
 
 
 def accuracy(subject: Subject, samples: Samples) -> float:
