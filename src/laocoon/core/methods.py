@@ -128,6 +128,10 @@ class Plan:
     target: int = 0
     classes: int = 10
     untrained: Callable[[Context], Subject] | None = None  # the victim's network before training, a new one each call
+    # Transfer: what the maker of a teacher or an encoder holds. Labels are the student's; those from `classes` on are
+    # of classes that only the teacher knows. Without it, `train` stands in.
+    prior: Samples | None = None
+    adapt: Callable[[Subject, Samples, Context], Subject] | None = None  # the victim's recipe, from a teacher on
 
     def fresh(self, ctx: Context) -> Subject:
         """An untrained network of the victim's architecture, for attackers who train themselves or need a surrogate."""
@@ -174,15 +178,17 @@ class Planted:
 class Implant:
     """What an attack returns: the artefact, and the truth that only a judge may see."""
 
-    subject: Subject
+    subject: Subject  # the model that is used: what the victim built, where the artefact is a teacher or an encoder
     trigger: Candidate  # stamps any batch; its goal says which classes are sent where
     poisoned: Tensor  # indices of training samples that were changed, [k]
     facts: Mapping[str, Any]
     train: Samples | None = None  # what the victim trained on, poison included; None where nobody poisoned data
+    artefact: Subject | None = None  # the teacher or encoder that was handed over; None where it is the model itself
 
 
 class Attack(ABC):
-    """Plants a backdoor. Attacks on data write `trigger` and `poison`; on training, `train`; on weights, `edit`.
+    """Plants a backdoor. Attacks on data write `trigger` and `poison`; on training, `train`; on weights, `edit`;
+    on what others build upon, `student`.
 
     Every specimen is for measuring defences and says so in its facts.
     """
@@ -208,17 +214,23 @@ class Attack(ABC):
         """What is done to the finished model; by default nothing."""
         return planted
 
+    def student(self, planted: Planted, plan: Plan, ctx: Context) -> Planted:
+        """What the victim makes of a teacher or an encoder; by default the artefact is used as it is."""
+        return planted
+
     @final
     def implant(self, plan: Plan, ctx: Context) -> Implant:
         start = self.trigger(plan, ctx)
         train, poisoned = self.poison(plan, start, ctx)
-        planted = self.edit(self.train(plan, train, start, ctx), plan, ctx)
+        artefact = self.edit(self.train(plan, train, start, ctx), plan, ctx)
+        planted = self.student(artefact, plan, ctx)
         facts = {"attack": self.card.name, "params": asdict(self),  # type: ignore[call-overload]
                  "goal": planted.trigger.goal.describe(), "target": plan.target, "poisoned": len(poisoned),
                  "poison_rate": len(poisoned) / len(plan.train), "seed": ctx.seed, "phase": self.phase,
                  "threat": self.threat.facts(),
                  "specimen": "a backdoored model made to measure defences; do not deploy"}
-        return Implant(planted.subject, planted.trigger, poisoned, facts, train if len(poisoned) else None)
+        return Implant(planted.subject, planted.trigger, poisoned, facts, train if len(poisoned) else None,
+                       artefact.subject if artefact.subject is not planted.subject else None)
 
 
 class Guard(ABC):
