@@ -35,13 +35,13 @@ from laocoon.lab.reference import clean_samples
 from laocoon.lab.zoo import specimens
 from laocoon.recipes.conformal import binomial_interval
 from laocoon.recipes.folding import folded
-from laocoon.recipes.inversion import Search, invert
+from laocoon.recipes.inversion import Halving, Search, halve, invert
 from laocoon.triggers.patch import Patch
 from laocoon.verdict.examination import prepare
 
 TARGET = Path(__file__).parent.parent / "docs" / "results" / "engine.md"
 WANTED = 0.99  # success that an arm must keep while it shrinks, both sides
-HALVED = ((12, 5), (12, 2), (12, 0))  # steps, and how many arms go on
+HALVED_STEPS, HALVED_KEEP = (12, 12, 12), (5, 2)  # of each stage; arms that go on after it
 HALVED_BATCH = 16
 PLAIN_STEPS, PLAIN_BATCH = 80, 20
 
@@ -123,15 +123,9 @@ def halved(samples: Samples, classes: int, module: nn.Module) -> Ran:
     start, ctx, family = time.process_time(), Context(seed=0), Patch()
     forward = folded(module, samples.inputs[:4])
     everything = torch.arange(classes)[:, None].expand(classes, classes)
-    arms, theta, size = torch.arange(classes), None, torch.empty(classes)
-    for steps, keep in HALVED:
-        search = Search(steps=steps, batch=HALVED_BATCH, wanted=WANTED, pressure=1.2, start=0.3)
-        found = invert(forward, family, everything[arms], samples, search, ctx, start=theta)
-        size[arms] = found.effective
-        best = found.effective.argsort()[:keep]
-        theta = {k: v.detach() for k, v in family.select(found.trigger, best).items()}
-        arms = arms[best]
-    return Ran(size, round(ctx.spent), time.process_time() - start)
+    search = Search(batch=HALVED_BATCH, wanted=WANTED, pressure=1.2, start=0.3)
+    found = halve(forward, family, everything, samples, Halving(search, HALVED_STEPS, HALVED_KEEP), ctx).whole
+    return Ran(found.effective, round(ctx.spent), time.process_time() - start)
 
 
 def share_of_bare(samples: Samples, classes: int, module: nn.Module) -> float:

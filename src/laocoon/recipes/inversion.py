@@ -12,7 +12,7 @@ interact, so searching many at once changes no result but the random draws.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +38,19 @@ class Search:
     wanted: float = 0.95  # success that an arm must keep while it shrinks
     pressure: float = 1.12  # factor on λ per step
     start: float = 0.05  # first λ
+
+
+@dataclass(frozen=True)
+class Halving:
+    """Fewer arms at each stage, the smallest so far: most of a search goes where it matters.
+
+    After K-Arm (Shen et al., ICML 2021), with the deterministic rule of successive halving (Jamieson and Talwalkar,
+    AISTATS 2016) in place of its bandit. Each stage starts the optimiser and λ anew from the triggers reached.
+    """
+
+    search: Search
+    steps: tuple[int, ...]  # of each stage
+    keep: tuple[int, ...]  # arms that go on after each stage but the last
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +115,52 @@ def invert(forward: Forward, family: SearchedFamily, destinations: Tensor, sampl
         parts.append(_search(forward, family, destinations[members], samples, own, search, ctx, local, tell))
     leaves = {k: torch.cat([p.trigger[k] for p in parts]) for k in parts[0].trigger}
     return Recovered(leaves, *(torch.cat([getattr(p, n) for p in parts]) for n in ("size", "success", "effective")))
+
+
+@dataclass(frozen=True, eq=False)
+class Halved:
+    """whole: a row per arm, of the last stage that it was in; last: the rows of the arms `members` [k] that stayed."""
+
+    whole: Recovered
+    last: Recovered
+    members: Tensor
+
+
+def halve(forward: Forward, family: SearchedFamily, destinations: Tensor, samples: Samples, halving: Halving,
+          ctx: Context, *, note: Callable[[float, Tensor], None] | None = None) -> Halved:
+    """Search every arm briefly, the smallest on."""
+    counts = [len(destinations), *halving.keep]
+    costs = [steps * count for steps, count in zip(halving.steps, counts, strict=True)]
+
+    def portion(stage: int) -> Callable[[float, Tensor], None]:
+        def tell(share: float, success: Tensor) -> None:
+            if note is not None:
+                note((sum(costs[:stage]) + share * costs[stage]) / sum(costs), success)
+
+        return tell
+
+    members = torch.arange(len(destinations))
+    search = replace(halving.search, steps=halving.steps[0])
+    whole = last = invert(forward, family, destinations, samples, search, ctx, note=portion(0))
+    for stage, keep in enumerate(halving.keep, 1):
+        rows = last.effective.cpu().argsort()[:keep].sort().values
+        members = members[rows]
+        start = {k: v.detach() for k, v in family.select(last.trigger, rows.to(last.size.device)).items()}
+        search = replace(halving.search, steps=halving.steps[stage])
+        last = invert(forward, family, destinations[members], samples, search, ctx, start=start, note=portion(stage))
+        whole = _updated(whole, last, members)
+    return Halved(whole, last, members)
+
+
+def _updated(whole: Recovered, found: Recovered, members: Tensor) -> Recovered:
+    """The rows of `members` replaced."""
+    index = members.to(whole.size.device)
+
+    def put(old: Tensor, new: Tensor) -> Tensor:
+        return old.detach().clone().index_copy(0, index, new.detach())
+
+    return Recovered({k: put(v, found.trigger[k]) for k, v in whole.trigger.items()}, put(whole.size, found.size),
+                     put(whole.success, found.success), put(whole.effective, found.effective))
 
 
 def _search(forward: Forward, family: SearchedFamily, destinations: Tensor, samples: Samples, pool: list[Tensor],

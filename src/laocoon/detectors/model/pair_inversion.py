@@ -25,7 +25,7 @@ from laocoon.core.goal import source_to_target
 from laocoon.core.methods import Detector
 from laocoon.core.report import Finding
 from laocoon.recipes.folding import folded
-from laocoon.recipes.inversion import Search, invert
+from laocoon.recipes.inversion import Halving, Search, halve
 from laocoon.triggers.patch import Patch
 
 
@@ -65,15 +65,10 @@ class PairInversion(Detector):
         destinations = torch.full((len(pairs), classes), -1)
         for row, (s, t) in enumerate(pairs):
             destinations[row, s] = t
-        brief = Search(steps=self.steps, batch=self.batch, wanted=0.9)
-        first = invert(forward, family, destinations, fit, brief, ctx,
-                       note=lambda share, _: ctx.progress(self.card.name, share * 0.65, f"searching {len(pairs)}"))
-        kept = first.effective.cpu().argsort()[:self.keep].sort().values
-        start = {k: v.detach() for k, v in family.select(first.trigger, kept.to(first.size.device)).items()}
-        found = invert(forward, family, destinations[kept], fit,
-                       Search(steps=self.further, batch=self.batch, wanted=0.9), ctx, start=start,
-                       note=lambda share, _: ctx.progress(self.card.name, 0.65 + share * 0.35,
-                                                          f"searching {len(kept)} pairs on"))
+        halving = Halving(Search(batch=self.batch, wanted=0.9), (self.steps, self.further), (self.keep,))
+        halved = halve(forward, family, destinations, fit, halving, ctx,
+                       note=lambda share, _: ctx.progress(self.card.name, share, f"searching {len(pairs)} pairs"))
+        found, kept = halved.last, halved.members
         logs = found.effective.log().cpu()
         margin = logs.median() - logs
         best: dict[int, int] = {}  # target -> its most suspected row
