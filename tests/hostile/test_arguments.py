@@ -75,7 +75,7 @@ CASES = (
     Case(("--output", "nowhere"), ("no output 'nowhere'", "scores"), ("--output", "scores")),
     Case(("--output", "9"), ("no output 9|no output '9'", "scores"), ("--output", "0")),
     Case(("--activation", "magic"), ("activation is 'magic'", "softmax"), ("--activation", "logits")),
-    Case(("--data-range", "0-7"), ("data_range is '0-7'", "0-65535"), ("--data-range", "0-255")),
+    Case(("--data-range", "0-7"), ("--data-range is '0-7'", "0-65535"), ("--data-range", "0-255")),
     Case(("--image-key", "nothing"), ("no array 'nothing'", "images, labels"), ("--image-key", "images")),
     Case(("--label-key", "nothing"), ("no array 'nothing'", "images, labels"), ("--label-key", "labels")),
     Case(("--teleport",), ("--teleport",), ("--html", "none")),

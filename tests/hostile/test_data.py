@@ -281,7 +281,7 @@ CASES = (
     Case("named pipes", folder(pipes), 2, ("hold no images",), "folder"),
     Case("splits instead of classes", folder(splits), 2, ("splits", "train", "Pass one of them"), "folder"),
     Case("class beyond the model's", folder(renamed("0", "1", "7")), 2, ("label 7", "3 classes"), "folder"),
-    Case("classes from five", folder(), 2, ("first_label is 5", "0, 1"), "folder", ("--first-label", "5")),
+    Case("classes from five", folder(), 2, ("--first-label is 5", "0, 1"), "folder", ("--first-label", "5")),
     Case("too few named classes", folder(two_named), 2, ("name 2 classes (green, red)", "the model has 3", "by the number"),
          "folder"),
     # arrays

@@ -181,6 +181,13 @@ def state_dict(name: str, *, legacy: bool = False, wrap: str = "") -> Make:
     return make
 
 
+def whole_numbers(folder: Path, canary: Path) -> Path:
+    """Weights as int8, their scales left behind."""
+    factory_file(folder)
+    torch.save({k: v.round().to(torch.int8) for k, v in colours().items()}, folder / "int8.pt")
+    return folder / "int8.pt"
+
+
 def pickled(name: str, **settings: bool) -> Make:
     """torch.save of a payload among weights."""
 
@@ -604,6 +611,8 @@ CASES = (
     Case("pickle without an end", cut_after_the_call, 1, ("SUSPICIOUS", "posix.system"), "checkpoint"),
     Case("text pickle", text_pickle, 1, ("SUSPICIOUS", "os.system"), "checkpoint"),
     Case("whole network", whole_network, 1, ("SUSPICIOUS", "torch.nn", "data.pkl"), "state dict"),
+    Case("int8 without scales", whole_numbers, 2, ("mix.weight of int8", "without a scale", "dequantise"), "state dict",
+         FACTORY),
     Case("tar", old_tar, 2, ("old.pth", "tar archive", "Unpack"), "old state dict"),
     # archives
     Case("traversal in pt", with_member(state_dict("w.pt"), "../../evil.py", b"x"), 1, ("../../evil.py",),

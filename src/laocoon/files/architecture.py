@@ -51,8 +51,7 @@ def _build(make: Callable[[], Any], name: str) -> nn.Module:
 
 
 def _loaded(module: nn.Module, state: Mapping[str, Tensor], where: str) -> nn.Module:
-    wanted = {k: tuple(v.shape) for k, v in module.state_dict().items()}
-    module.load_state_dict(state_dict.fitted(state, wanted, where), strict=False)
+    module.load_state_dict(state_dict.fitted(state, module.state_dict(), where), strict=False)
     return module.eval()
 
 

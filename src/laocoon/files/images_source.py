@@ -36,7 +36,7 @@ class DataOptions:
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(
-                    f"{name} is {getattr(self, name)!r}.",
+                    f"--{name.replace('_', '-')} is {getattr(self, name)!r}.",
                     f"It is one of {', '.join(str(a) for a in allowed if a is not None)}.",
                 )
 

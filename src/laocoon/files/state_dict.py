@@ -60,7 +60,7 @@ def tensors_of(loaded: Any, name: str) -> dict[str, Tensor]:
     )
 
 
-def fitted(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], name: str) -> dict[str, Tensor]:
+def fitted(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """The state dict under the names that the architecture uses; errors say what is missing, left over or misshapen."""
     best: dict[str, Tensor] = dict(state)
     for _ in range(3):
@@ -73,14 +73,20 @@ def fitted(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], n
     extra = [
         k for k in best if k not in wanted and not k.endswith(("total_ops", "total_params", "num_batches_tracked"))
     ]
-    shaped = [f"{k} {list(best[k].shape)} instead of {list(wanted[k])}" for k in wanted
-              if k in best and tuple(best[k].shape) != tuple(wanted[k])]
+    shaped = [f"{k} {list(best[k].shape)} instead of {list(wanted[k].shape)}" for k in wanted
+              if k in best and best[k].shape != wanted[k].shape]
+    # Whole numbers without their scale are other weights; as they stand they would be examined as huge floats.
+    whole = [f"{k} of {str(best[k].dtype).removeprefix('torch.')}" for k in wanted
+             if k in best and wanted[k].is_floating_point() and not best[k].is_floating_point()]
     problems = [
         f"{len(items)} {what}: {', '.join(printable(i, 80) for i in items[:3])}{' …' if len(items) > 3 else ''}"
-        for what, items in (("missing", missing), ("not in the architecture", extra), ("of another shape", shaped))
+        for what, items in (("missing", missing), ("not in the architecture", extra), ("of another shape", shaped),
+                            ("whole numbers without a scale", whole))
         if items
     ]
     if problems:
         raise InputError(f"{name} does not fit the architecture ({'; '.join(problems)}).",
+                         "Export the model with its scales, to ONNX for instance, or dequantise the weights."
+                         if whole and not (missing or extra or shaped) else
                          "Give the architecture that these weights were trained with.")
     return {k: (v.float() if v.is_floating_point() else v) for k, v in best.items() if k in wanted}
