@@ -113,7 +113,7 @@ class Thawed(nn.Module):
         return self
 
 
-def transfer(teacher: Subject, train: Samples, classes: int, ctx: Context, *, free: int = 1, epochs: int = 20,
+def transfer(teacher: Subject, train: Samples, classes: int, ctx: Context, *, free: int = 1, epochs: int = 30,
              rate: float = 1e-2) -> Subject:
     """The student: the teacher's first layers as they are, a new head for `classes`, the last `free` layers trained.
 
@@ -125,11 +125,23 @@ def transfer(teacher: Subject, train: Samples, classes: int, ctx: Context, *, fr
     if free == 1:
         name = boundary(student.module, 1)
         given = features(student.module, train.inputs, name)
-        fit(student.module.get_submodule(name), given, labels, epochs=epochs, rng=ctx.rng, batch=batch, rate=rate)
+        _fit_head(student.module.get_submodule(name), given, labels, epochs, batch, rate, ctx)
     else:
         thawed = Thawed(student.module, free)
         fit(thawed, train.inputs, labels, epochs=epochs, rng=ctx.rng, batch=batch, rate=rate / 5)
     return replace(student, module=student.module)  # frozen and in eval mode again, as every subject is
+
+
+def _fit_head(head: nn.Module, given: Tensor, labels: Tensor, epochs: int, batch: int, rate: float,
+              ctx: Context) -> None:
+    """Train on standardised features, whatever their scale, then let the head take in the scale."""
+    assert isinstance(head, nn.Linear)
+    middle, spread = given.mean(0), given.std(0)
+    spread = spread.clamp_min(0.1 * float(spread.mean()) + 1e-8)  # a feature that is silent here stays as weak as it is
+    fit(head, (given - middle) / spread, labels, epochs=epochs, rng=ctx.rng, batch=batch, rate=rate)
+    with torch.no_grad():
+        head.weight /= spread
+        head.bias -= head.weight @ middle
 
 
 def adapted(plan: Plan, artefact: Subject, ctx: Context) -> Subject:
