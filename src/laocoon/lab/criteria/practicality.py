@@ -132,7 +132,7 @@ def _poison_rate(implant: Implant, count: int) -> Measure:
 def _relabelled(implant: Implant, train: Samples | None) -> Measure:
     if implant.train is None:
         return exact(0, "samples", "nobody poisoned data")
-    if train is None:
+    if train is None or len(train) != len(implant.train):
         return absent("samples", "the labels before poisoning are not at hand")
     rows = implant.poisoned
     return exact(int((implant.train.labels[rows] != train.labels[rows]).sum()), "samples")

@@ -104,7 +104,7 @@ def _labels(implant: Implant, twin: Subject, train: Samples | None, ctx: Context
     if implant.train is None or not len(poisoned):
         return absent("share", "nobody poisoned data")
     given = implant.train.labels[poisoned]
-    if train is not None:
+    if train is not None and len(train) == len(implant.train):
         return rate(given == train.labels[poisoned])
     return rate(given == said(twin, implant.train.inputs[poisoned], ctx), "true labels as the clean twin sees them")
 
