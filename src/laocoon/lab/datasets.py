@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,9 @@ def load(name: str, root: Path | None, cache: Path) -> Dataset:
             inputs, labels = _parquet(root / name / f"{split}.parquet")
             arrays[f"{split}_inputs"], arrays[f"{split}_labels"] = inputs.numpy(), labels.numpy()
         cache.mkdir(parents=True, exist_ok=True)
-        np.savez(cached, **arrays)  # type: ignore[arg-type]
+        part = cached.with_name(f"{name}.{os.getpid()}.part.npz")  # several processes may want it at once
+        np.savez(part, **arrays)  # type: ignore[arg-type]
+        part.replace(cached)
     with np.load(cached, allow_pickle=False) as data:
         parts = {k: torch.as_tensor(data[k]) for k in data.files}
     return Dataset(name, int(parts["train_labels"].max()) + 1, **parts)

@@ -7,7 +7,8 @@ from typing import Any
 
 from laocoon.lab.datasets import load
 from laocoon.lab.export import to_onnx
-from laocoon.lab.zoo import RECIPES, Specification, trained
+from laocoon.lab.training import RECIPES
+from laocoon.lab.zoo import Specification, trained
 
 SEEDS = {"clean": 900_001, "backdoored": 900_002}  # outside every split of the zoo
 

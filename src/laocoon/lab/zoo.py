@@ -33,9 +33,10 @@ from laocoon.core.goal import ClassGoal
 from laocoon.core.methods import Attack, Plan
 from laocoon.core.subject import Provenance, Subject
 from laocoon.lab.datasets import Dataset, load
+from laocoon.lab.training import RECIPES, school
 from laocoon.lab.victims import build
 from laocoon.modalities.image import Image
-from laocoon.recipes.fit import fit, predictions, shift_and_flip
+from laocoon.recipes.fit import predictions
 
 Split = Literal["fusion", "calibration", "sealed"]
 
@@ -58,14 +59,6 @@ KINDS: dict[str, Attack] = {
 }
 ALL_TO_ONE = tuple(k for k in KINDS if k not in ("source_specific", "all_to_all", "all_to_all_blended"))
 COLOUR_ONLY = ("filter", "quantise")  # nothing to filter or quantise in a grey, nearly binary picture
-
-# Data set -> training samples, epochs, shift augmentation, mirroring.
-RECIPES: dict[str, tuple[int, int, int, bool]] = {
-    "digits": (1100, 45, 1, False),
-    "mnist": (8000, 5, 1, False),
-    "gtsrb": (10000, 8, 2, False),
-    "cifar10": (10000, 8, 2, True),
-}
 
 
 @dataclass(frozen=True)
@@ -137,10 +130,8 @@ def trained(specification: Specification, dataset: Dataset) -> tuple[nn.Module, 
     _, _, shift, flip = RECIPES[specification.data]
 
     def victim(samples: Samples, context: Context) -> Subject:
-        rate = 1.5e-3 if specification.architecture == "vit" else 3e-3
-        fit(module, samples.inputs, samples.labels, epochs=specification.epochs, rng=context.rng, rate=rate,
-            augment=lambda x: shift_and_flip(x, context.rng, shift=shift, flip=flip),
-            mixed=specification.architecture != "separable" and torch.cpu._is_avx512_bf16_supported())
+        school(module, samples, architecture=specification.architecture, epochs=specification.epochs, shift=shift,
+               flip=flip, rng=context.rng)
         return Subject(module, Image(), dataset.classes, tuple(train.inputs.shape[1:]),
                        provenance=Provenance(path=specification.digest))
 
