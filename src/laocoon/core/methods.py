@@ -128,6 +128,7 @@ class Plan:
     target: int = 0
     classes: int = 10
     untrained: Callable[[Context], Subject] | None = None  # the victim's network before training, a new one each call
+    augment: Callable[[Tensor, Context], Tensor] | None = None  # the victim's, for attackers who train themselves
     # Transfer: what the maker of a teacher or an encoder holds. Labels are the student's; those from `classes` on are
     # of classes that only the teacher knows. Without it, `train` stands in.
     prior: Samples | None = None
