@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from laocoon.core.cases import Samples
 from laocoon.core.context import Context
@@ -81,6 +81,10 @@ class Victim:
         """Another start on every call: nobody but the victim knows where the victim starts."""
         return self.subject(build(self.architecture, self.channels, self.side, self.classes, ctx.rng))
 
+    def augment(self, inputs: Tensor, ctx: Context) -> Tensor:
+        """How the recipe varies a batch of pictures."""
+        return shift_and_flip(inputs, ctx.rng, shift=self.shift, flip=self.flip)
+
     def _stream(self, name: str) -> torch.Generator:
         return Context(seed=self.seed).child(float("inf"), name).rng
 
@@ -110,7 +114,7 @@ def lot(dataset: Dataset, seed: int, *, samples: int, test: int, given_per_class
         test=_picked(dataset, shuffled[free[shuffled]][:test], held=True), given=_picked(dataset, given, held=True))
 
 
-def _picked(dataset: Dataset, rows: torch.Tensor, *, held: bool = False) -> Samples:
+def _picked(dataset: Dataset, rows: Tensor, *, held: bool = False) -> Samples:
     inputs, labels = ((dataset.test_inputs, dataset.test_labels) if held else
                       (dataset.train_inputs, dataset.train_labels))
     return Samples(inputs[rows].float() / 255, labels[rows].long())

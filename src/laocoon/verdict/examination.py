@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -18,6 +19,8 @@ from laocoon.core.methods import Detector
 from laocoon.core.report import Report
 from laocoon.recipes.fit import predictions
 from laocoon.verdict.schedule import Schedule
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,16 +94,30 @@ def run(schedule: Schedule, case: ModelCase, root: Context, resume: Path | None 
     return Examined(tuple(reports), tuple(candidates))
 
 
-def _survive(method: Detector, case: ModelCase, ctx: Context) -> Report:
+@dataclass(frozen=True)
+class Crash:
+    """What went wrong, in one line."""
+
+    reason: str
+
+
+def attempted(call: Callable[[], T]) -> T | Crash:
+    """The result, or what the code of a method failed with: foreign models, and plug-ins, do anything."""
     try:
-        return method.examine(case, ctx)
-    except Exception as error:  # noqa: BLE001  a crash is INCONCLUSIVE, whatever it was: foreign models do anything
-        first = (str(error).splitlines() or [""])[0]
-        reason = f"{method.card.name} failed: {type(error).__name__}: {first}"
-        params = asdict(method)  # type: ignore[call-overload]
-        return Report(method=method.card.name, params=params, findings=(), examined=(),
-                      skipped=(method.card.name,), reason=reason[:300], subject=case.subject.provenance.sha256,
-                      seed=ctx.seed, spent=ctx.spent, seconds=0.0, version=__version__, complete=False)
+        return call()
+    except Exception as error:  # noqa: BLE001  the one place: a crash is INCONCLUSIVE, whatever it was
+        return Crash(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+
+
+def _survive(method: Detector, case: ModelCase, ctx: Context) -> Report:
+    done = attempted(lambda: method.examine(case, ctx))
+    if isinstance(done, Report):
+        return done
+    reason = f"{method.card.name} failed: {done.reason}"
+    params = asdict(method)  # type: ignore[call-overload]
+    return Report(method=method.card.name, params=params, findings=(), examined=(),
+                  skipped=(method.card.name,), reason=reason[:300], subject=case.subject.provenance.sha256,
+                  seed=ctx.seed, spent=ctx.spent, seconds=0.0, version=__version__, complete=False)
 
 
 def _store(path: Path, report: Report, found: list[Candidate]) -> None:
