@@ -20,12 +20,12 @@ from laocoon.core.goal import ClassGoal, all_to_one, source_to_target
 from laocoon.core.methods import Attack, Implant, Plan, Repair, ThreatModel
 from laocoon.core.subject import Subject
 from laocoon.lab.criteria.answers import hits, right
-from laocoon.lab.criteria.axes import axes, leaderboard, picture
+from laocoon.lab.criteria.axes import axes, leaderboard, of_robustness, picture
 from laocoon.lab.criteria.measure import Measure
 from laocoon.lab.criteria.near_triggers import near_triggers
 from laocoon.lab.criteria.practicality import least_rate
 from laocoon.lab.criteria.resistance import Examined, Scores, evasion, model_scores, resistance, threshold
-from laocoon.lab.criteria.robustness import Schedules, repaired, treatments
+from laocoon.lab.criteria.robustness import Schedules, repaired, robustness, treatments
 from laocoon.lab.criteria.scorecard import CHEAP, CRITERIA, Cost, Extent, Material, Scorecard, scorecard
 from laocoon.lab.criteria.stealthiness import frequency, stealthiness
 from laocoon.lab.criteria.targetedness import targetedness
@@ -209,6 +209,7 @@ def test_practicality_counts(pair: Twins, card: Scorecard) -> None:
     assert p.control.value == 2 and p.seconds.value == 2.5 and p.passes.value == 1000
     assert set(p.survival) == {"jpeg_75", "jpeg_50", "resize_75", "resize_50", "shift", "print"}
     assert (p.survival["jpeg_75"].value or 0) > 0.8 > (p.survival["resize_50"].value or 0)
+    assert set(p.stray) == set(p.survival) and all((m.value or 0) < 0.2 for m in p.stray.values())
 
 
 @dataclass(frozen=True)
@@ -308,6 +309,21 @@ def test_what_a_badnet_outlives(card: Scorecard) -> None:
     assert r.reactivated and r.reactivated_control and r.reactivation
     gap = (r.reactivated.value or 0) - (r.reactivated_control.value or 0)
     assert r.reactivation.value == pytest.approx(gap, abs=1e-5) and gap > 0.1, "the backdoor was still there"
+
+
+def test_a_ruined_model_is_no_robust_backdoor(pair: Twins) -> None:
+    """Where the model says the target always, every stamped sample "succeeds", and so does every other."""
+    def ruin(subject: Subject, given: Samples, ctx: Context) -> Subject:
+        patient = subject.copy()
+        with torch.no_grad():
+            patient.module.head.bias[pair.plan.target] += 1e4
+        return patient
+
+    found = robustness(pair.implant, pair.clean.subject, pair.plan.test, pair.plan.test, Context(),
+                       applied={"ruin": ruin})
+    assert found.after["ruin"].value == found.stray["ruin"].value == 1 and (found.stray_before.value or 0) < 0.1
+    axis = of_robustness(found)
+    assert axis is not None and axis.value == 0
 
 
 class Swap(Repair):

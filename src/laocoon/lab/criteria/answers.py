@@ -70,6 +70,13 @@ def hits(subject: Subject, trigger: Candidate, samples: Samples, ctx: Context) -
     return said(subject, stamped(trigger, samples.inputs[rows]), ctx) == goal.destination(samples.labels[rows])
 
 
+def strays(subject: Subject, trigger: Candidate, samples: Samples, ctx: Context) -> Tensor:
+    """The same samples without the trigger that go where it would send them, bool [applying]: the control of hits."""
+    goal = goal_of(trigger)
+    rows = goal.applies(samples.labels)
+    return said(subject, samples.inputs[rows], ctx) == goal.destination(samples.labels[rows])
+
+
 def right(subject: Subject, samples: Samples, ctx: Context) -> Tensor:
     """Clean samples predicted as labelled, bool [n]."""
     return said(subject, samples.inputs, ctx) == samples.labels

@@ -60,6 +60,15 @@ def product(first: Span | None, second: Span | None) -> Span | None:
     return Span(first.value * second.value, first.low * second.low, first.high * second.high)
 
 
+def lift(hit: Measure, stray: Measure) -> Span | None:
+    """What the trigger adds: success − what goes there without it, at least 0."""
+    first, second = span(hit), span(stray)
+    if first is None or second is None:
+        return first
+    value, low, high = first.value - second.value, first.low - second.high, first.high - second.low
+    return Span(max(0.0, value), max(0.0, low), max(0.0, high))
+
+
 def of_targetedness(t: Targetedness) -> Span | None:
     """success · (1 − natural success) · mean(1 − source leak, 1 − near-trigger leak, 1 − accuracy loss / 0.1)."""
     aim = mean((span(t.source_leak, lambda v: 1 - v), span(t.near_trigger_leak, lambda v: 1 - v),
@@ -82,7 +91,8 @@ def of_stealthiness(s: Stealthiness) -> Span | None:
 def of_practicality(p: Practicality) -> Span | None:
     """Mean of rarity of the poison, what need not be controlled, and what the trigger survives."""
     return mean((span(p.poison_rate, lambda v: 1.0 if v <= 0 else -math.log10(v) / RAREST),
-                 span(p.control, lambda v: (5 - v) / 4), mean(span(m) for m in p.survival.values())))
+                 span(p.control, lambda v: (5 - v) / 4),
+                 mean(lift(m, p.stray[name]) for name, m in p.survival.items())))
 
 
 def of_resistance(r: Resistance) -> Span | None:
@@ -91,11 +101,14 @@ def of_resistance(r: Resistance) -> Span | None:
 
 
 def of_robustness(r: Robustness) -> Span | None:
-    """Mean over treatments of success after / success before, at most 1."""
-    before = r.before.value
-    if not before:
-        return None if before is None else Span(0.0, 0.0, 0.0)
-    return mean(span(m, lambda v: v / before) for m in r.after.values())
+    """Mean over treatments of what the trigger adds after / what it added before, at most 1."""
+    before = lift(r.before, r.stray_before)
+    if before is None or not r.after:
+        return None
+    if before.value <= 0:
+        return Span(0.0, 0.0, 0.0)
+    lifts = [lift(m, r.stray[name]) for name, m in r.after.items()]
+    return mean(s and Span(*(min(1.0, v / before.value) for v in (s.value, s.low, s.high))) for s in lifts)
 
 
 def axes(card: Scorecard) -> tuple[Axis, ...]:

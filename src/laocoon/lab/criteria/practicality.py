@@ -39,6 +39,7 @@ class Practicality:
     seconds: Measure
     passes: Measure
     survival: Mapping[str, Measure]  # attack success after the stamped pictures were distorted
+    stray: Mapping[str, Measure]  # the same without the trigger: what the distortion alone sends there
 
 
 def practicality(implant: Implant, samples: Samples, ctx: Context, *, train: Samples | None = None,
@@ -48,6 +49,7 @@ def practicality(implant: Implant, samples: Samples, ctx: Context, *, train: Sam
     threat: Mapping[str, Any] = implant.facts.get("threat", {})
     controls = tuple(c for c in CONTROLS if c in threat.get("controls", ()))
     unknown = "not told; pass Cost"
+    journeyed = survival(implant, samples, ctx)
     return Practicality(
         poisoned=exact(count, "samples"), poison_rate=_poison_rate(implant, count),
         relabelled=_relabelled(implant, train),
@@ -55,25 +57,34 @@ def practicality(implant: Implant, samples: Samples, ctx: Context, *, train: Sam
         controls=controls, knows=tuple(threat.get("knows", ())), control=exact(len(controls), "of 5"),
         seconds=exact(cost.seconds, "s") if cost else absent("s", unknown),
         passes=exact(cost.passes, "passes") if cost and cost.passes is not None else absent("passes", unknown),
-        survival=survival(implant, samples, ctx))
+        survival=journeyed.survival, stray=journeyed.stray)
 
 
-def survival(implant: Implant, samples: Samples, ctx: Context) -> dict[str, Measure]:
-    """Success of stamped pictures after each journey. A distortion alone may send samples to the target too."""
+@dataclass(frozen=True)
+class Survival:
+    survival: Mapping[str, Measure]
+    stray: Mapping[str, Measure]
+
+
+def survival(implant: Implant, samples: Samples, ctx: Context) -> Survival:
+    """Success of stamped pictures after each journey, and the control: the same pictures, distorted but not stamped."""
     try:
         need_images(samples)
     except NotApplicable:
-        return {}
+        return Survival({}, {})
     goal = goal_of(implant.trigger)
     rows = goal.applies(samples.labels)
-    wanted, marked = goal.destination(samples.labels[rows]), stamped(implant.trigger, samples.inputs[rows])
-    found = {}
+    wanted, plain = goal.destination(samples.labels[rows]), samples.inputs[rows]
+    marked = stamped(implant.trigger, plain)
+    found: dict[str, Measure] = {}
+    stray: dict[str, Measure] = {}
     for name, distort in journeys(min(samples.inputs.shape[-2:])).items():
         try:
-            found[name] = rate(said(implant.subject, distort(marked, ctx.rng), ctx) == wanted)
+            for kept, inputs in ((found, marked), (stray, plain)):
+                kept[name] = rate(said(implant.subject, distort(inputs, ctx.rng), ctx) == wanted)
         except NotApplicable as error:
-            found[name] = absent("share", str(error))
-    return found
+            found[name] = stray[name] = absent("share", str(error))
+    return Survival(found, stray)
 
 
 def least_rate(attack: Attack, plan: Plan, samples: Samples, ctx: Context, *, wanted: float = WANTED,

@@ -18,7 +18,7 @@ from laocoon.core.context import Context
 from laocoon.core.errors import BudgetSpent, NotApplicable
 from laocoon.core.methods import Implant, Repair
 from laocoon.core.subject import Subject
-from laocoon.lab.criteria.answers import goal_of, hits, home, logits, picked, right, stamped
+from laocoon.lab.criteria.answers import goal_of, hits, home, logits, picked, right, stamped, strays
 from laocoon.lab.criteria.measure import Measure, difference, rate
 from laocoon.recipes.choosing import spread_over
 from laocoon.recipes.compression import prune_smallest, quantise
@@ -52,6 +52,8 @@ STANDARD = Schedules()
 class Robustness:
     before: Measure  # attack success of the planted model
     after: Mapping[str, Measure]  # attack success by treatment
+    stray_before: Measure  # clean samples that go where the trigger would send them: success without a backdoor
+    stray: Mapping[str, Measure]  # the same by treatment; a ruined model may send much to one class
     accuracy_before: Measure
     accuracy: Mapping[str, Measure]  # clean accuracy by treatment: a backdoor that dies with the model is not removed
     reactivated: Measure | None  # attack success after fine-tuning and a few-shot poisoned fine-tune
@@ -140,13 +142,15 @@ def robustness(implant: Implant, twin: Subject, given: Samples, test: Samples, c
 
     schedules: of the re-activation; None leaves it out.
     """
-    after, accuracy, skipped = {}, {}, {}
+    after, stray, accuracy, skipped = {}, {}, {}, {}
     for number, (name, treatment) in enumerate(applied.items()):
         progress(number / (len(applied) + 1), name)
         try:
             patient = _applied(treatment, implant.subject, given, ctx, name)
-            after[name] = rate(hits(patient, implant.trigger, test, ctx))
-            accuracy[name] = rate(right(patient, test, ctx))
+            found = (rate(measured) for measured in (
+                hits(patient, implant.trigger, test, ctx), strays(patient, implant.trigger, test, ctx),
+                right(patient, test, ctx)))
+            after[name], stray[name], accuracy[name] = found  # all of them or, where the budget ends, none
         except (NotApplicable, BudgetSpent) as error:
             skipped[name] = str(error)
     awake = None
@@ -158,6 +162,7 @@ def robustness(implant: Implant, twin: Subject, given: Samples, test: Samples, c
             skipped["reactivation"] = str(error)
     return Robustness(
         before=rate(hits(implant.subject, implant.trigger, test, ctx)), after=after,
+        stray_before=rate(strays(implant.subject, implant.trigger, test, ctx)), stray=stray,
         accuracy_before=rate(right(implant.subject, test, ctx)), accuracy=accuracy,
         reactivated=awake.planted if awake else None, reactivated_control=awake.control if awake else None,
         reactivation=awake.gap if awake else None, skipped=skipped)
