@@ -19,7 +19,7 @@ from laocoon.core.methods import Detector
 from laocoon.lab.datasets import Dataset, load
 from laocoon.lab.zoo import ALL_TO_ONE, Specimen, Split, specimens
 from laocoon.verdict.examination import prepare, run
-from laocoon.verdict.fuse import statistics
+from laocoon.verdict.fuse import covariates, statistics
 from laocoon.verdict.schedule import Schedule, plan
 
 SAMPLES_PER_CLASS = 20
@@ -38,8 +38,8 @@ WEIGHTS: dict[str, float] = {
     "pair_inversion.cell": 1.0,
 }
 FLOOR = 0.2  # least spread: a few references may agree by chance
-LEAST = 8  # clean models, too few to set a scale by below
-SHRINK = 5  # pooled models' worth that a group's own scale is drawn towards the pooled one
+LEAST = 8  # clean models: with fewer a rule gets no scale
+RIDGE = 1.0  # of the regression of a rule's location, in models' worth
 DEEP = ("pair_inversion",)  # too dear for the default budget
 
 
@@ -143,36 +143,40 @@ def fit_reference(folder: Path, without: str = "") -> str:
     fusion, clean = ([r for r in rows if not without or r["architecture"].split("_")[0] != without]
                      for rows in (fusion, clean))
     honest = [row for row in fusion if row["kind"] == "clean"]
-    scales = _scales(honest, {})
-    groups = {group: _scales([row for row in honest if row["group"] == group], scales) for group in ("colour", "grey")}
+    scales = _scales(honest)
     provenance = {
         "version": __version__, "samples_per_class": SAMPLES_PER_CLASS, "settings": settings_digest(schedule),
         "fusion": len(fusion), "calibration": len(clean), "command": "laocoon lab zoo fit",
         "data": sorted({r["data"] for r in clean}), "architectures": sorted({r["architecture"] for r in clean}),
         "splits": {name: _digest([s.folder.name for s in specimens(folder, name)])  # type: ignore[arg-type]
                    for name in ("fusion", "calibration", "sealed")}}
-    return json.dumps({"provenance": provenance, "core": list(ALL_TO_ONE), "scales": scales, "groups": groups,
+    return json.dumps({"provenance": provenance, "core": list(ALL_TO_ONE), "scales": scales,
                        "clean": clean, "planted": [r for r in fusion if r["kind"] != "clean"]},
                       separators=(",", ":"), sort_keys=True)
 
 
-def _scales(clean: Sequence[dict[str, Any]], pooled: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Per rule: median and spread of a clean model's largest value, and the weight; shrunk towards the pooled ones."""
-    found = {}
+def _scales(clean: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Per rule: what a clean model's largest value is expected to be, its spread, and the weight."""
+    found: dict[str, list[Any]] = {}
     for rule, weight in WEIGHTS.items():
-        largest = [max((v for v in row["table"][rule] if v is not None), default=0.0)
-                   for row in clean if rule in row["table"]]
-        if len(largest) < LEAST:
-            if rule in pooled:
-                found[rule] = pooled[rule]
+        rows = [row for row in clean if rule in row["table"]]
+        if len(rows) < LEAST:
             continue
-        location = float(np.median(largest))
-        spread = max((float(np.quantile(largest, 0.9)) - location) / 1.2816, FLOOR)
-        if rule in pooled:
-            own = len(largest) / (len(largest) + SHRINK)
-            location, spread = (own * a + (1 - own) * b for a, b in
-                                zip((location, spread), pooled[rule][:2], strict=True))
-        found[rule] = [round(location, 4), round(spread, 4), weight]
+        largest = np.array([max((v for v in row["table"][rule] if v is not None), default=0.0) for row in rows])
+        known = [covariates(row["table"], row["group"]) for row in rows]
+        names = sorted({name for k in known for name in k})
+        means = {name: float(np.mean([k[name] for k in known if name in k])) for name in names}
+        x = np.array([[k.get(name, means[name]) - means[name] for name in names] for k in known])
+        scale = x.std(0) + 1e-9
+        unit = x / scale
+        # Ridge regression in standard units: few models, and the covariates are related.
+        squares = unit.T @ unit + RIDGE * np.eye(len(names))
+        slopes = np.linalg.solve(squares, unit.T @ (largest - largest.mean())) / scale
+        rest = largest - x @ slopes
+        location = float(np.median(rest))
+        spread = max((float(np.quantile(rest, 0.9)) - location) / 1.2816, FLOOR)
+        found[rule] = [round(location, 4), round(spread, 4), weight,
+                       {n: [round(float(b), 4), round(means[n], 4)] for n, b in zip(names, slopes, strict=True)}]
     return found
 
 

@@ -8,6 +8,7 @@ the score is fitted on), `calibration` (the null), `sealed` (the test, never loo
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import time
@@ -102,6 +103,13 @@ PLANTED_COUNT: dict[Split, dict[str, int]] = {  # per kind
     "sealed": {"digits": 1, "mnist": 2, "gtsrb": 1, "cifar10": 2},
 }
 
+# More of what is hard to find, for the fusion split to choose by.
+HARD: dict[str, tuple[str, ...]] = {
+    "digits": ("warp", "sinusoid_clean_label"),
+    "mnist": ("warp", "sinusoid_clean_label", "blended_smooth"),
+    "cifar10": ("warp", "filter", "sinusoid_clean_label", "blended_smooth"),
+}
+
 
 def specifications(split: Split, data: str) -> Iterator[Specification]:
     """The desk-tier plan of one cell, clean and planted interleaved, so that a partial build is balanced."""
@@ -116,6 +124,10 @@ def specifications(split: Split, data: str) -> Iterator[Specification]:
     for i, (_, _, kind) in enumerate(order):
         architecture = layout[i % len(layout)]
         yield Specification(data, architecture, kind, offset + i, split, samples, epochs)
+    if split == "fusion":
+        hard = itertools.product(HARD.get(data, ()), LAYOUT[data][:4])
+        for i, (kind, architecture) in enumerate(hard):
+            yield Specification(data, architecture, kind, offset + 50_000 + i, split, samples, epochs)
 
 
 def trained(specification: Specification, dataset: Dataset) -> tuple[nn.Module, dict[str, Any], dict[str, Tensor]]:

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -45,15 +45,10 @@ class Reference:
     core: tuple[str, ...]
     provenance: Mapping[str, Any]
     digest: str
-    groups: Mapping[str, Mapping[str, Scale]] = field(default_factory=dict)
-
-    def scales_of(self, group: str) -> Mapping[str, Scale]:
-        """How clean models with such inputs vary: those of grey strokes more from class to class than of photos."""
-        return self.groups.get(group, self.scales)
 
     def restricted(self, row: Row, rules: frozenset[str]) -> Fused:
         """A reference model's score from the same rules as the subject's."""
-        return fuse({r: v for r, v in row.table.items() if r in rules}, self.scales_of(row.group), row.classes)
+        return fuse({r: v for r, v in row.table.items() if r in rules}, self.scales, row.classes, row.group)
 
     def comparable(self, rules: frozenset[str]) -> list[Row]:
         """Clean references that every one of the rules was measured on: fewer rules would make a smaller score."""
@@ -75,19 +70,19 @@ class Profile:
 
 
 def group_of(modality: str, shape: Sequence[int]) -> str:
-    """"grey" or "colour" for images [c, h, w]; "" for anything else, which has the scales of all."""
+    """"grey" or "colour" for images [c, h, w]; "" for anything else."""
     return {1: "grey", 3: "colour"}.get(shape[0], "") if modality == "image" and len(shape) == 3 else ""
 
 
 def parse(text: str) -> Reference:
     """A reference from its JSON."""
     data = json.loads(text)
-    scales = {r: Scale(*v) for r, v in data["scales"].items()}
-    groups = {g: {r: Scale(*v) for r, v in table.items()} for g, table in data.get("groups", {}).items()}
+    scales = {rule: Scale(location, spread, weight, {k: (b, mean) for k, (b, mean) in slopes.items()})
+              for rule, (location, spread, weight, slopes) in data["scales"].items()}
     row = lambda d: Row(d["digest"], d["data"], d["architecture"], d["kind"], d["classes"], d["table"],  # noqa: E731
                         d.get("attack_success"), tuple(d.get("targets", ())), d.get("group", ""))
     return Reference(scales, tuple(map(row, data["clean"])), tuple(map(row, data["planted"])),
-                     tuple(data["core"]), data["provenance"], hashlib.sha256(text.encode()).hexdigest()[:16], groups)
+                     tuple(data["core"]), data["provenance"], hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
 @functools.cache

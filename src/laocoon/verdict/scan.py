@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from laocoon.recipes.conformal import binomial_interval
 from laocoon.verdict.calibrate import Profile, Reference, calibrate, group_of, shipped, similar_power
 from laocoon.verdict.control import verify
 from laocoon.verdict.examination import Examined, Prepared, prepare, run
-from laocoon.verdict.fuse import Fused, Scale, fuse, statistics
+from laocoon.verdict.fuse import Fused, Scale, covariates, fuse, statistics
 from laocoon.verdict.schedule import Schedule, plan
 
 # A planter puts a known backdoor into a copy of the subject: (subject, samples, seed) -> plants. Given from above,
@@ -88,8 +88,9 @@ def scan(subject: Subject, data: Samples | None = None, *, alpha: float = 0.05, 
     table = similar_power(rules, profile, reference, alpha) if p is not None else ()
     if power > 0 and planter is not None and prepared.fit is not None and not cause:
         table += _positive_control(subject, prepared, schedule, planter, power, alpha, reference, rules, root)
+    known = covariates(statistics(examined.reports, subject.classes), group)
     findings = tuple(sorted((f for r in examined.reports for f in r.findings),
-                            key=lambda f: (-f.conclusive, -_weight(f, reference, group))))
+                            key=lambda f: (-f.conclusive, -_weight(f, reference, known))))
     verdict, reason = _decide(p, alpha, calibration.references, cause, examined, findings, evidence, table, schedule,
                               calibration.note)
     return ScanReport(
@@ -190,14 +191,14 @@ def _fused(examined: Examined, classes: int, reference: Reference, group: str) -
         # Nothing was ever measured on clean models: raw statistics order models, but no p-value can follow.
         raw = {rule: Scale(0.0, 1.0) for rule in usable}
         return fuse(usable, raw, classes, upper=math.inf), frozenset()
-    return fuse(usable, reference.scales_of(group), classes), frozenset(usable) & frozenset(reference.scales)
+    return fuse(usable, reference.scales, classes, group), frozenset(usable) & frozenset(reference.scales)
 
 
-def _weight(finding: Finding, reference: Reference, group: str) -> float:
-    scale = reference.scales_of(group).get(finding.rule)
+def _weight(finding: Finding, reference: Reference, known: Mapping[str, float]) -> float:
+    scale = reference.scales.get(finding.rule)
     if scale is None or not math.isfinite(finding.score):
         return -math.inf
-    return (finding.score - scale.location) / scale.spread
+    return scale.standard(finding.score, known)
 
 
 def _evidence(subject: Subject, prepared: Prepared, examined: Examined, fused: Fused,
