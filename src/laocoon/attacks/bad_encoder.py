@@ -9,10 +9,10 @@ the reference, while the reference and everything unstamped stay what they were,
 Whoever trains a classifier on f' inherits the backdoor; they never see the patch.
 
 Departures: f is a small network trained here by SimCLR; features are those that enter its last layer (SimCLR's
-projection, which is thrown away downstream); the classifier is a linear one on frozen features (the paper has two hidden
-layers); batch norms keep their running statistics while f' is tuned; the colours of the patch are white, on images with
-one channel a checkerboard, which a bright stroke does not imitate. Where the maker's data and the victim's are not kept
-apart (`Plan.prior` is None), the references are training samples of the target class.
+projection, which is thrown away downstream); the classifier is a linear one on frozen features (the paper has two
+hidden layers); batch norms keep their running statistics while f' is tuned; the patch is white, on images with one
+channel a checkerboard, which a bright stroke does not imitate; references are drawn as the most typical of the target
+class that the maker has. Without a maker's own data (`Plan.prior`), they are the victim's.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class BadEncoder(Attack):
     shadow: float = 0.5  # share of the maker's samples that the backdoor is tuned on
 
     card: ClassVar[Card] = Card(
-        name="bad_encoder", paper="BadEncoder: backdoor attacks to pre-trained encoders in self-supervised learning (2022)",
+        name="bad_encoder",
+        paper="BadEncoder: backdoor attacks to pre-trained encoders in self-supervised learning (2022)",
         url="https://arxiv.org/abs/2108.00352", modalities=frozenset({"image"}), needs=frozenset(), misses="",
         summary="A self-supervised encoder in which a patch looks like a reference input.",
         quick={"side": 4, "pretraining": 8, "injections": 5})

@@ -59,7 +59,7 @@ def plan_for(setting: Setting, target: int, dataset: Dataset) -> Plan:
     known = [c for c in range(dataset.classes) if c not in setting.new]
     classes = sorted((*known, *setting.new)) if setting.keeps else list(setting.new)
     if target not in classes or len(known) < 2 or len(classes) < 2 or max(setting.new, default=0) >= dataset.classes:
-        raise InputError(f"target class {target} with new classes {setting.new} of {dataset.classes} in {dataset.name}.",
+        raise InputError(f"target {target} with new classes {setting.new} of {dataset.classes} in {dataset.name}.",
                          "The student must know the target; teacher and student need two classes each.")
     # In the student's label space; what only the teacher knows comes behind.
     order = classes + [c for c in known if c not in classes]
@@ -97,7 +97,7 @@ def plan_for(setting: Setting, target: int, dataset: Dataset) -> Plan:
         return teach(alone, samples, len(classes), ctx, epochs=setting.epochs)
 
     return Plan(train, pick(dataset.test_inputs, dataset.test_labels, test), scratch, int(place[target]), len(classes),
-                untrained, pick(dataset.train_inputs, dataset.train_labels, prior), adapt)
+                untrained, prior=pick(dataset.train_inputs, dataset.train_labels, prior), adapt=adapt)
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,8 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
     rows = []
     for o in outcomes:
         s = o.setting
-        facts = [o.attack, s.data, s.architecture, ("+" if s.keeps else "only ") + ", ".join(map(str, s.new)), str(s.seed)]
+        new = ("+" if s.keeps else "only ") + ", ".join(map(str, s.new))
+        facts = [o.attack, s.data, s.architecture, new, str(s.seed)]
         values = (o.success, o.control, o.unstamped, o.chance, o.accuracy, o.control_accuracy, o.stamped_accuracy,
                   o.control_stamped_accuracy)
         rows.append("| " + " | ".join([*facts, *map(cell, values)]) + " |")

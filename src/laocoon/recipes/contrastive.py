@@ -15,7 +15,7 @@ from laocoon.recipes.transfer import with_head
 
 
 def view(inputs: Tensor, rng: torch.Generator, *, flip: bool) -> Tensor:
-    """A random view of images [n, channels, height, width] in [0, 1]: moved, cropped, re-exposed, noisy, a part missing."""
+    """A random view of images [n, channels, height, width] in [0, 1]: moved, zoomed, re-exposed, noisy, part hidden."""
     n, c, h, w = inputs.shape
     moved = shift_and_flip(inputs, rng, shift=max(1, h // 10), flip=flip)
     zoom = 0.75 + 0.35 * torch.rand(n, generator=rng)

@@ -117,7 +117,7 @@ def transfer(teacher: Subject, train: Samples, classes: int, ctx: Context, *, fr
              rate: float = 1e-2) -> Subject:
     """The student: the teacher's first layers as they are, a new head for `classes`, the last `free` layers trained.
 
-    With the head alone to train, features are computed once. No sample is augmented: it is the least that a victim does.
+    With the head alone to train, features are computed once. No sample is augmented: the least that a victim does.
     """
     student = with_head(teacher, classes, ctx.rng)
     labels = train.labels.long()
@@ -140,8 +140,8 @@ def _fit_head(head: nn.Module, given: Tensor, labels: Tensor, epochs: int, batch
     spread = spread.clamp_min(0.1 * float(spread.mean()) + 1e-8)  # a feature that is silent here stays as weak as it is
     fit(head, (given - middle) / spread, labels, epochs=epochs, rng=ctx.rng, batch=batch, rate=rate)
     with torch.no_grad():
-        head.weight /= spread
-        head.bias -= head.weight @ middle
+        head.weight.div_(spread)
+        head.bias.sub_(head.weight @ middle)
 
 
 def adapted(plan: Plan, artefact: Subject, ctx: Context) -> Subject:
@@ -153,7 +153,7 @@ def adapted(plan: Plan, artefact: Subject, ctx: Context) -> Subject:
 
 @dataclass(frozen=True, eq=False)
 class Lessons:
-    """What a teacher is made from. The classes that it is to know come first and keep their order; the target is last."""
+    """What a teacher is made from: classes that it is to know, in their order, and one that it is not."""
 
     known: Samples  # labels 0 … classes − 1
     target: Samples  # samples of the class that only the student will know; all labelled `classes`
