@@ -39,7 +39,7 @@ def search(
     seconds: Seconds = math.inf,
     success: Annotated[float, typer.Option(help="Least attack success rate that counts as an attack.")] = 0.9,
     accuracy_loss: Annotated[float, typer.Option(help="Most clean accuracy lost against the clean twin.")] = 0.02,
-    clean: Annotated[int, typer.Option(help="Clean models that suspicion is measured against.")] = 4,
+    clean: Annotated[int, typer.Option(help="Clean models that suspicion is measured against.")] = 6,
     confirm: Annotated[int, typer.Option(help="Fresh seeds under which the best is planted again.")] = 2,
     target: Annotated[int, typer.Option(help="Target class.")] = 0,
     seed: Annotated[int, typer.Option(help="Of the search and of every model in it.")] = 0,

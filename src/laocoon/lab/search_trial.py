@@ -36,7 +36,7 @@ class Bounds:
     seconds: float = math.inf  # of this run; a trial that has begun is finished
     success: float = 0.9  # least attack success rate
     accuracy_loss: float = 0.02  # most, against the clean twin of the same seed
-    clean: int = 4  # clean models that suspicion is measured against
+    clean: int = 6  # clean models that suspicion is measured against
     confirm: int = 2  # fresh seeds that the best is planted again under
     seed: int = 0
 
