@@ -122,8 +122,10 @@ def _study(storage: Path | None, name: str, bounds: Bounds) -> Iterator[Any]:
     if storage is not None:
         if storage.is_dir() or any(c in str(storage) for c in "?#%"):
             raise InputError(f"the storage {printable(storage)} cannot be a file.", "Name one without ?, # and %.")
-        if storage.exists() and storage.stat().st_size and storage.open("rb").read(16) != b"SQLite format 3\0":
-            raise broken
+        if storage.exists() and storage.stat().st_size:
+            with storage.open("rb") as file:
+                if file.read(16) != b"SQLite format 3\0":
+                    raise broken
         storage.parent.mkdir(parents=True, exist_ok=True)
     kept: Any = None
     try:
