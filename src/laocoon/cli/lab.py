@@ -1,4 +1,4 @@
-"""`laocoon lab …`: the reference zoo that `scan` is calibrated on."""
+"""`laocoon lab …`: trials of attacks and defences; the reference zoo that `scan` is calibrated on."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from laocoon.cli.errors import Command
+from laocoon.cli.lab_run import plot, run
+from laocoon.cli.lab_run import table as results
+from laocoon.cli.lab_search import search
 from laocoon.core.errors import InputError
 from laocoon.files.wording import printable
 
 if TYPE_CHECKING:
     from laocoon.lab.zoo import Split
 
-app = typer.Typer(no_args_is_help=True, help="Build, measure and fit the reference zoo.")
+app = typer.Typer(no_args_is_help=True, help="Try defences on attacks; build, measure and fit the reference zoo.")
 zoo = typer.Typer(no_args_is_help=True, help="The reference zoo: clean and backdoored models of our own making.")
+app.command("run", cls=Command)(run)
+app.command("table", cls=Command)(results)
+app.command("plot", cls=Command)(plot)
+app.command("search", cls=Command)(search)
 app.add_typer(zoo, name="zoo")
 
 Folder = Annotated[Path, typer.Option("--zoo", help="Where the zoo is kept; builds resume from it.")]

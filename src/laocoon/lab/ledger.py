@@ -169,7 +169,8 @@ class Ledger:
         try:
             yield
         except NoSuchModuleError as error:
-            raise InputError(f"the ledger {self.shown}: {first_line(error)}.", "Install that database's driver.") from None
+            raise InputError(f"the ledger {self.shown}: {first_line(error)}.",
+                             "Install that database's driver.") from None
         except ModuleNotFoundError as error:
             raise MissingExtra(f"the ledger {self.shown} needs {error.name}.", f"pip install {error.name}") from None
         except SQLAlchemyError as error:
@@ -223,8 +224,9 @@ class Ledger:
 
     def statuses(self, digests: Collection[str]) -> dict[str, str]:
         with self._session() as session:
-            return {d: s for part in _parts(digests)
-                    for d, s in session.execute(select(TrialRow.digest, TrialRow.status).where(TrialRow.digest.in_(part)))}
+            columns = select(TrialRow.digest, TrialRow.status)
+            return {digest: status for part in _parts(digests)
+                    for digest, status in session.execute(columns.where(TrialRow.digest.in_(part)))}
 
     def entries(self, plan: str | None = None) -> list[EntryRow]:
         """What plans consist of, in their order."""
@@ -284,9 +286,10 @@ class Ledger:
     def finish(self, row: TrialRow, worker: str) -> bool:
         """Write a trial's row and end its claim, in one transaction. False where somebody else's row is there."""
         with self._session() as session:
-            session.add(row)
-            session.execute(delete(ClaimRow).where(ClaimRow.digest == row.digest, ClaimRow.worker == worker))
             try:
+                session.add(row)
+                session.flush()
+                session.execute(delete(ClaimRow).where(ClaimRow.digest == row.digest, ClaimRow.worker == worker))
                 session.commit()
             except IntegrityError:
                 session.rollback()
@@ -299,7 +302,8 @@ class Ledger:
         gone = 0
         with self._session() as session:
             for part in _parts(digests):
-                found: Any = session.execute(delete(TrialRow).where(TrialRow.digest.in_(part), TrialRow.status == status))
+                query = delete(TrialRow).where(TrialRow.digest.in_(part), TrialRow.status == status)
+                found: Any = session.execute(query)
                 gone += found.rowcount
             session.commit()
         return gone

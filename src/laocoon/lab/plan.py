@@ -32,6 +32,7 @@ T = TypeVar("T")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Label = Annotated[str, Field(min_length=1, max_length=80)]
 Criterion = Literal["targetedness", "stealthiness", "practicality", "resistance", "robustness"]
+Treatment = Literal["fine_tuning", "pruning", "distillation", "quantisation", "head_swap"]
 
 
 def _range(value: tuple[float, float]) -> tuple[float, float]:
@@ -52,11 +53,11 @@ class SubjectPart(_Part):
 
     data: Name
     architecture: str
-    samples: int | None = Field(None, ge=20, le=10**6)
-    epochs: int | None = Field(None, ge=1, le=1000)
-    shift: int | None = Field(None, ge=0, le=8)
+    samples: int | None = Field(default=None, ge=20, le=10**6)
+    epochs: int | None = Field(default=None, ge=1, le=1000)
+    shift: int | None = Field(default=None, ge=0, le=8)
     flip: bool | None = None
-    rate: float | None = Field(None, gt=0, le=1)
+    rate: float | None = Field(default=None, gt=0, le=1)
 
     @property
     def label(self) -> str:
@@ -84,7 +85,7 @@ class AttackPart(_Part):
     name: str
     label: Label | None = None
     parameters: dict[str, Any] = {}
-    target: int | None = Field(None, ge=0)
+    target: int | None = Field(default=None, ge=0)
     data: tuple[Name, ...] = ()  # only on these data sets
     expected: Expected = Expected()
 
@@ -107,13 +108,13 @@ class DefencePart(_Part):
 class ExtentPart(_Part):
     """How hard the criteria are measured; see docs/criteria."""
 
-    samples: int = Field(512, ge=2)
-    given: int = Field(1000, ge=1)
+    samples: int = Field(default=512, ge=2)
+    given: int = Field(default=1000, ge=1)
     panels: tuple[Literal["model", "data", "runtime"], ...] = ("model", "data", "runtime")
-    treatments: tuple[Literal["fine_tuning", "pruning", "distillation", "quantisation", "head_swap"], ...] = TREATMENTS
+    treatments: tuple[Treatment, ...] = ("fine_tuning", "pruning", "distillation", "quantisation", "head_swap")
     reactivation: bool = True
     least_rate: bool = False
-    least_rate_tries: int = Field(5, ge=1, le=20)
+    least_rate_tries: int = Field(default=5, ge=1, le=20)
 
 
 class Experiment(_Part):
@@ -121,9 +122,9 @@ class Experiment(_Part):
 
     name: Name
     tier: Literal["ci", "desk", "full"] = "desk"
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field((0,), min_length=1, max_length=1000)
-    test_samples: int = Field(1000, ge=10, le=10**6)  # that the judge looks at
-    given_per_class: int = Field(20, ge=0, le=10_000)  # clean samples that the defender has
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(default=(0,), min_length=1, max_length=1000)
+    test_samples: int = Field(default=1000, ge=10, le=10**6)  # that the judge looks at
+    given_per_class: int = Field(default=20, ge=0, le=10_000)  # clean samples that the defender has
     criteria: tuple[Criterion, ...] = ()
     extent: ExtentPart = ExtentPart()
     subjects: tuple[SubjectPart, ...] = Field(min_length=1)
@@ -174,8 +175,8 @@ def defence_of(part: DefencePart, key: str = "defence") -> Defence:
 
 def _known(known: Mapping[str, T], name: str, key: str, what: str) -> T:
     if name not in known:
-        raise InputError(f"{key} is {printable(name, 60)!r}, and there is no such {what} for images.{_near(name, known)}",
-                         f"Known: {', '.join(sorted(known))}.")
+        told = f"{key} is {printable(name, 60)!r}, and there is no such {what} for images."
+        raise InputError(told + _near(name, known), f"Known: {', '.join(sorted(known))}.")
     return known[name]
 
 
@@ -203,7 +204,8 @@ def configured(kind: type[T], parameters: Mapping[str, Any], key: str) -> T:
     try:
         return kind(**values)
     except (LaocoonError, ValueError, TypeError) as error:
-        raise InputError(f"{key} cannot be used: {printable(error, 300)}", "Change the parameter that it names.") from None
+        raise InputError(f"{key} cannot be used: {printable(error, 300)}",
+                         "Change the parameter that it names.") from None
 
 
 def _worded(hint: Any) -> str:
@@ -247,19 +249,16 @@ def parse(text: str, name: str = "plan") -> Experiment:
         found = Experiment.model_validate_json(json.dumps(data, default=str))
         check(found)
     except ValidationError as error:
-        raise _refused(error, data, name) from None
+        raise _refused(error, name) from None
     except InputError as error:
         raise InputError(f"{name}: {error.problem}", error.remedy) from None
     return found
 
 
-def _refused(error: ValidationError, data: Any, name: str) -> InputError:
-    first = _first(error)
-    key, known = "", Experiment
+def _refused(error: ValidationError, name: str) -> InputError:
+    first, key = _first(error), ""
     for step in first["loc"]:
         key += f"[{step}]" if isinstance(step, int) else f".{step}" if key else str(step)
-        if isinstance(step, str):
-            known = _inner(known, step)
     told = "" if first["type"] in ("missing", "extra_forbidden") else f" is {_shown(first['input'])}"
     if first["type"] == "extra_forbidden":
         last = str(first["loc"][-1])
@@ -277,15 +276,11 @@ _PARTS: dict[str, type[BaseModel]] = {"subjects": SubjectPart, "attacks": Attack
                                       "expected": Expected, "extent": ExtentPart}
 
 
-def _inner(kind: type[BaseModel], step: str) -> type[BaseModel]:
-    return _PARTS.get(step, kind)
-
-
 def _parent(loc: Sequence[int | str]) -> type[BaseModel]:
+    """The table that a key stands in."""
     kind: type[BaseModel] = Experiment
     for step in loc[:-1]:
-        if isinstance(step, str):
-            kind = _inner(kind, step)
+        kind = _PARTS.get(str(step), kind)
     return kind
 
 
@@ -312,4 +307,4 @@ def check(experiment: Experiment) -> None:
         raise InputError(f"the plan has {size} trials.", f"At most {MOST}: split it.")
 
 
-assert set(get_args(Criterion)) == set(CRITERIA)
+assert (get_args(Criterion), get_args(Treatment)) == (CRITERIA, TREATMENTS)

@@ -204,7 +204,8 @@ class _Crew:
 
     def hire(self, stack: ExitStack) -> None:
         name = f"w{uuid.uuid4().hex[:12]}"
-        told = stack.enter_context(tempfile.TemporaryFile())
+        told = tempfile.TemporaryFile()  # noqa: SIM115  closed by the stack
+        stack.enter_context(told)
         job = Job(name, self.experiment, str(self.lab.folder.absolute()), self.lab.ledger_url, self.lab.artefacts_url,
                   str(self.lab.data_root.absolute()) if self.lab.data_root else "", os.getpid())
         package = str(Path(__file__).parents[2])  # the same Laocoon, wherever it was imported from
@@ -220,8 +221,9 @@ class _Crew:
         except BrokenPipeError:
             pass  # it is dead already: `bury` says why
 
-    def bury(self, stack: ExitStack) -> None:
-        """Who went home has nothing left to do; who died is replaced, and a trial that kills is given up."""
+    def bury(self) -> int:
+        """How many died. Who went home has nothing left to do; a trial that kills is given up."""
+        died = 0
         for hand in [h for h in self.hands if h.process.poll() is not None]:
             self.hands.remove(hand)
             if hand.process.returncode == 0:
@@ -234,7 +236,8 @@ class _Crew:
             for claim in held:
                 self._lost(hand, claim)
             self.ledger.release(hand.name)
-            self.hire(stack)
+            died += 1
+        return died
 
     def _lost(self, hand: _Hand, claim: ClaimRow) -> None:
         self.deaths[claim.digest] = self.deaths.get(claim.digest, 0) + 1
@@ -267,9 +270,12 @@ def _supervise(crew: _Crew, look: _Looks, watch: Watch) -> None:
             watch(progress)
             if progress.settled:
                 return
-            crew.bury(stack)
-            if not crew.hands:  # all went home, and yet something is open: what held it was lost meanwhile
-                crew.hire(stack)
+            died = crew.bury()
+            # Nobody left, and yet something is open: what held it was lost meanwhile.
+            wanted = died or int(not crew.hands)
+            if wanted and not look().settled:
+                for _ in range(wanted):
+                    crew.hire(stack)
             time.sleep(LOOK)
 
 

@@ -146,7 +146,9 @@ def _cell(experiment: Experiment, subject: SubjectPart, seed: int, data_print: s
 
 def _defence(base: Mapping[str, Any], examined: Trial, part: DefencePart) -> Trial:
     made = defence_of(part)
-    facts = {"name": part.name, "parameters": asdict(made), "code": code_of(type(made)), "graph": part.graph}  # type: ignore[call-overload]
+    parameters = asdict(made)  # type: ignore[call-overload, arg-type]
+    kind: type = type(made)
+    facts = {"name": part.name, "parameters": parameters, "code": code_of(kind), "graph": part.graph}
     return Trial("defence", {**base, "kind": "defence", "defence": facts, "subject": examined.digest},
                  (examined.digest,))
 

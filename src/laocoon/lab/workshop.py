@@ -75,7 +75,8 @@ class Workshop:
                                    given_per_class=facts["given_per_class"])}
         channels, height, width = dataset.train_inputs.shape[1:]
         if height != width:
-            raise InputError(f"the pictures of {facts['data']} are {height}×{width} px.", "The lab's networks want squares.")
+            raise InputError(f"the pictures of {facts['data']} are {height}×{width} px.",
+                             "The lab's networks want squares.")
         victim = Victim(facts["architecture"], channels, height, dataset.classes, seed, recipe["epochs"],
                         recipe["shift"], recipe["flip"], recipe["rate"])
         return Bench(self.store, victim, self._lots[key])
@@ -133,9 +134,8 @@ class Bench:
         kept["truth"] = self.store.put(json.dumps(truth, sort_keys=True, indent=1).encode(), "json")
         if facts["extent"] is not None:
             kept["scorecard"] = self._scored(implant, twin, attack, plan, cost, facts["extent"])
-        return Made({"judged": plain(found), "truth": {k: truth[k] for k in ("targets", "goal", "poisoned", "poison_rate",
-                                                                             "phase", "threat")},
-                     "cost": asdict(cost)}, kept)
+        told = {k: truth[k] for k in ("targets", "goal", "poisoned", "poison_rate", "phase", "threat")}
+        return Made({"judged": plain(found), "truth": told, "cost": asdict(cost)}, kept)
 
     def defence(self, trial: Trial, needs: Mapping[str, TrialRow]) -> Made:
         """The defence is handed the model and the clean samples; its answer is judged after it has been given."""
@@ -177,7 +177,7 @@ class Bench:
 
     def _scored(self, implant: Implant, twin: Subject, attack: Attack, plan: Plan, cost: Cost,
                 extent: Mapping[str, Any]) -> str:
-        own = {k: tuple(v) if isinstance(v, list) else v for k, v in extent.items() if k != "schedules"}
+        own: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in extent.items() if k != "schedules"}
         given = self.lot.given if len(self.lot.given) else None
         material = Material(given=given, train=self.lot.train, cost=cost, attack=attack, plan=plan)
         card = scorecard(implant, twin, self.lot.test, Context(seed=self.victim.seed), material=material,
