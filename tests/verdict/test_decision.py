@@ -23,7 +23,7 @@ def reference(clean_scores, planted_scores=(), rule="trigger_inversion.patch"):
         "digest": f"{kind}{i}", "data": "digits", "architecture": "cnn", "kind": kind, "classes": 10,
         "table": {rule: [v] + [0.0] * 9}, "attack_success": 1.0, "targets": [0]}
     return parse(json.dumps({
-        "scales": {rule: [0.3, 0.2, 1.0, {}]}, "core": ["patch"], "provenance": {},
+        "scales": {rule: [0.3, 0.2, 1.0, {}, {}]}, "core": ["patch"], "provenance": {},
         "clean": [row(i, v, "clean") for i, v in enumerate(clean_scores)],
         "planted": [row(i, v, "patch") for i, v in enumerate(planted_scores)]}))
 
@@ -178,15 +178,18 @@ def test_a_model_is_measured_against_what_is_expected_of_its_like():
     assert group_of("text", (3, 8, 8)) == ""
     even, uneven = [1.0] + [0.0] * 9, [1.0, *(i / 9 for i in range(9))]
     rule = "trigger_inversion.patch"
-    assert covariates({rule: even}, "grey") == {"grey": 1.0, "patch": 0.0}
-    assert covariates({rule: [1.0, None, 2.0, None]}, "") == {}  # two classes show no range
+    known = covariates({rule: even}, 10, "grey")
+    assert (known["grey"], known["patch"]) == (1.0, 0.0) and known["classes"] == pytest.approx(1.54, abs=0.01)
+    assert set(covariates({rule: [1.0, None, 2.0, None]}, 4, "")) == {"classes"}  # two classes show no range
     scales = {rule: Scale(0.5, 0.5, 1.0, {"grey": (0.2, 0.5), "patch": (1.0, 0.1)})}
     score = lambda row, group: fuse({rule: row}, scales, 10, group).score  # noqa: E731
     assert score(even, "") == pytest.approx((1.0 - (0.5 - 0.1)) / 0.5)  # what is not known is taken to be the mean
     assert score(even, "colour") > score(even, "grey") > score(uneven, "grey")
+    wide = {rule: replace(scales[rule], spreads={"grey": 1.0})}
+    assert fuse({rule: even}, wide, 10, "grey").score == pytest.approx(score(even, "grey") / 2)
     # A planted class makes a model stand out, not its like expected of it.
     planted = [9.0, *even[1:]]
-    assert covariates({rule: planted}, "grey") == covariates({rule: even}, "grey")
+    assert covariates({rule: planted}, 10, "grey") == known
 
 
 def test_grey_pictures_in_three_channels_are_grey():

@@ -39,6 +39,7 @@ WEIGHTS: dict[str, float] = {
 }
 FLOOR = 0.2  # least spread: a few references may agree by chance
 LEAST = 8  # clean models: with fewer a rule gets no scale
+SHRINK = 5  # pooled models' worth that a group's own spread is drawn towards the pooled one
 RIDGE = 1.0  # of the regression of a rule's location, in models' worth
 DEEP = ("pair_inversion",)  # too dear for the default budget
 
@@ -163,7 +164,7 @@ def _scales(clean: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
         if len(rows) < LEAST:
             continue
         largest = np.array([max((v for v in row["table"][rule] if v is not None), default=0.0) for row in rows])
-        known = [covariates(row["table"], row["group"]) for row in rows]
+        known = [covariates(row["table"], row["classes"], row["group"]) for row in rows]
         names = sorted({name for k in known for name in k})
         means = {name: float(np.mean([k[name] for k in known if name in k])) for name in names}
         x = np.array([[k.get(name, means[name]) - means[name] for name in names] for k in known])
@@ -173,11 +174,21 @@ def _scales(clean: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
         squares = unit.T @ unit + RIDGE * np.eye(len(names))
         slopes = np.linalg.solve(squares, unit.T @ (largest - largest.mean())) / scale
         rest = largest - x @ slopes
-        location = float(np.median(rest))
-        spread = max((float(np.quantile(rest, 0.9)) - location) / 1.2816, FLOOR)
-        found[rule] = [round(location, 4), round(spread, 4), weight,
-                       {n: [round(float(b), 4), round(means[n], 4)] for n, b in zip(names, slopes, strict=True)}]
+        location, pooled = float(np.median(rest)), _spread(rest)
+        spreads = {}
+        for group in ("colour", "grey"):
+            own = rest[[row["group"] == group for row in rows]]
+            if len(own):
+                share = len(own) / (len(own) + SHRINK)
+                spreads[group] = round(max(share * _spread(own) + (1 - share) * pooled, FLOOR), 4)
+        slope = {n: [round(float(b), 4), round(means[n], 4)] for n, b in zip(names, slopes, strict=True)}
+        found[rule] = [round(location, 4), round(max(pooled, FLOOR), 4), weight, slope, spreads]
     return found
+
+
+def _spread(values: np.ndarray) -> float:
+    """Of the upper half, as a standard deviation: false alarms come from there."""
+    return float(np.quantile(values, 0.9) - np.median(values)) / 1.2816
 
 
 def _digest(names: Sequence[str]) -> str:

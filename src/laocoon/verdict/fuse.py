@@ -3,14 +3,14 @@
 Every rule's statistic is put on the scale of the clean models of the fusion split: z = (s − location) / spread,
 where location and spread describe a clean model's *largest* value over its classes (so the number of classes and the
 look over all of them are paid for there). The location is a regression on what can be seen of a model whether or not
-one class is planted: whether its inputs are grey, and how much its classes differ anyway, as the quartile range of the
-patch and additive statistics over classes. Models whose classes differ widely have large largest values when clean;
-with one location for all, those models raised the false alarms and hid the weak backdoors of the others. z is
-clipped, weighted, and combined over the rules that point to the same
-class by a p-norm: a sum lets the oddities that natural classes share over methods add up to an accusation (MNIST's 8
-is easy to reach by any trigger), a maximum forgets that a planted class is odd to several methods. p = 3 was chosen
-on the fusion split. Rules that name no class stand alone. The score is the largest; it says nothing about
-probability: that is the conformal step's work.
+one class is planted: whether its inputs are grey, how many classes it has, and how much these differ anyway, as the
+quartile range of the patch and additive statistics over classes. Models whose classes differ widely have large largest
+values when clean; with one location for all, those models raised the false alarms and hid the weak backdoors of the
+others. Grey and colour inputs have a spread of their own. z is clipped, weighted, and combined over the rules that
+point to the same class by a p-norm: a sum lets the oddities that natural classes share over methods add up to an
+accusation (MNIST's 8 is easy to reach by any trigger), a maximum forgets that a planted class is odd to several
+methods. p = 3 was chosen on the fusion split. Rules that name no class stand alone. The score is the largest; it says
+nothing about probability: that is the conformal step's work.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 
 import numpy as np
 
@@ -34,20 +35,24 @@ class Scale:
     spread: float
     weight: float = 1.0
     slopes: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # covariate -> slope, mean on clean models
+    spreads: Mapping[str, float] = field(default_factory=dict)  # of models with grey or colour inputs
 
-    def standard(self, value: float, known: Mapping[str, float]) -> float:
+    def standard(self, value: float, known: Mapping[str, float], group: str = "") -> float:
         """z of a value on a model with these covariates; one that is not known is taken to be the mean."""
         expected = self.location + sum(b * (known.get(k, mean) - mean) for k, (b, mean) in self.slopes.items())
-        return (value - expected) / self.spread
+        return (value - expected) / self.spreads.get(group, self.spread)
 
 
 SPREADS = ("patch", "additive")  # families whose quartile range over classes is a covariate
 LEAST_CLASSES = 4  # for a quartile range
 
 
-def covariates(table: Statistics, group: str) -> dict[str, float]:
+def covariates(table: Statistics, classes: int, group: str) -> dict[str, float]:
     """What is seen of a model whether or not one of its classes is planted. group: "grey", "colour" or ""."""
-    found = {"grey": float(group == "grey")} if group else {}
+    # The largest of more classes is larger: the expected maximum of so many normal values (Blom, 1958).
+    found = {"classes": NormalDist().inv_cdf((classes - 0.375) / (classes + 0.25))}
+    if group:
+        found["grey"] = float(group == "grey")
     for name in SPREADS:
         values = [v for v in table.get(f"trigger_inversion.{name}", ()) if v is not None]
         if len(values) >= LEAST_CLASSES:
@@ -87,7 +92,7 @@ POWER = 3.0  # of the norm over rules; 1 adds, infinity takes the largest
 def fuse(table: Statistics, scales: Mapping[str, Scale], classes: int, group: str = "", *, lower: float = 0.0,
          upper: float = 12.0) -> Fused:
     """Combine what is there; a rule without a scale, or not computed, adds nothing."""
-    known = covariates(table, group)
+    known = covariates(table, classes, group)
     per_class = [0.0] * classes
     alone: list[float] = []
     parts: dict[str, float] = {}
@@ -95,7 +100,7 @@ def fuse(table: Statistics, scales: Mapping[str, Scale], classes: int, group: st
         scale = scales.get(rule)
         if scale is None or scale.weight <= 0:
             continue
-        z = [scale.weight * min(max(scale.standard(v, known), lower), upper) if v is not None else 0.0
+        z = [scale.weight * min(max(scale.standard(v, known, group), lower), upper) if v is not None else 0.0
              for v in values]
         parts[rule] = max(z)
         if len(values) == classes and len(values) > 1:

@@ -88,9 +88,9 @@ def scan(subject: Subject, data: Samples | None = None, *, alpha: float = 0.05, 
     table = similar_power(rules, profile, reference, alpha) if p is not None else ()
     if power > 0 and planter is not None and prepared.fit is not None and not cause:
         table += _positive_control(subject, prepared, schedule, planter, power, alpha, reference, rules, root)
-    known = covariates(statistics(examined.reports, subject.classes), group)
+    known = covariates(statistics(examined.reports, subject.classes), subject.classes, group)
     findings = tuple(sorted((f for r in examined.reports for f in r.findings),
-                            key=lambda f: (-f.conclusive, -_weight(f, reference, known))))
+                            key=lambda f: (-f.conclusive, -_weight(f, reference, known, group))))
     verdict, reason = _decide(p, alpha, calibration.references, cause, examined, findings, evidence, table, schedule,
                               calibration.note)
     return ScanReport(
@@ -194,11 +194,11 @@ def _fused(examined: Examined, classes: int, reference: Reference, group: str) -
     return fuse(usable, reference.scales, classes, group), frozenset(usable) & frozenset(reference.scales)
 
 
-def _weight(finding: Finding, reference: Reference, known: Mapping[str, float]) -> float:
+def _weight(finding: Finding, reference: Reference, known: Mapping[str, float], group: str) -> float:
     scale = reference.scales.get(finding.rule)
     if scale is None or not math.isfinite(finding.score):
         return -math.inf
-    return scale.standard(finding.score, known)
+    return scale.standard(finding.score, known, group)
 
 
 def _evidence(subject: Subject, prepared: Prepared, examined: Examined, fused: Fused,
