@@ -437,6 +437,26 @@ def test_tables_and_pictures(lab: tuple[Lab, Progress]) -> None:
         assert drawn(results, of).startswith("<svg") and "badnets" in drawn(results, of)
 
 
+def test_every_network_of_the_lab_has_a_fingerprint() -> None:
+    """Also where 1×1 kernels are stored channels-last, whose strides say nothing."""
+    from laocoon.lab.training import Victim
+    from laocoon.lab.victims import ARCHITECTURES
+
+    for name in ARCHITECTURES:
+        victim = Victim(name, 1, 16, 4, 0, 1, 0, False)
+        assert victim.subject(victim.blank()).fingerprint() == victim.subject(victim.blank()).fingerprint()
+        other = victim.untrained(Context(seed=1))
+        assert other.fingerprint() != victim.subject(victim.blank()).fingerprint()
+
+
+def test_a_student_is_judged_against_an_honest_makers_student() -> None:
+    found = entries(small(attacks=[{"name": "latent"}]), PRINTS)
+    twins = [e for e in found if e.trial.kind == "twin"]
+    planted = next(e for e in found if e.trial.kind == "implant")
+    assert [t.honest for t in twins] == ["", "latent"] and planted.trial.needs == (twins[1].trial.digest,)
+    assert "honest latent" in twins[1].title()
+
+
 def test_samples_are_disjoint() -> None:
     from laocoon.lab.datasets import load
 

@@ -134,7 +134,7 @@ class Subject:
         digest = hashlib.sha256()
         for name, tensor in sorted(self.module.state_dict(keep_vars=True).items()):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}{tensor.requires_grad}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
                           if tensor.dim() else repr(tensor.item()).encode())
         for name, module in self.module.named_modules():
             hooks = len(module._forward_hooks) + len(module._forward_pre_hooks) + len(module._backward_hooks)

@@ -53,9 +53,10 @@ class Entry:
     defence: str
     defence_label: str
     expected: Mapping[str, Any]
+    honest: str = ""  # whose honest teacher a clean student is built on, where it is
 
     def title(self) -> str:
-        planted = self.label or "clean"
+        planted = self.label or (f"clean student, honest {self.honest}" if self.honest else "clean")
         looked = f" × {self.defence_label}" if self.defence else ""
         return f"{self.data} {self.architecture} seed {self.seed} {planted}{looked}"
 
@@ -114,14 +115,15 @@ def _cell(experiment: Experiment, subject: SubjectPart, seed: int, data_print: s
             "recipe": subject.recipe(), "seed": seed, "test_samples": experiment.test_samples,
             "given_per_class": experiment.given_per_class}
 
-    def entry(trial: Trial, part: AttackPart | None = None, defence: DefencePart | None = None) -> Entry:
+    def entry(trial: Trial, part: AttackPart | None = None, defence: DefencePart | None = None,
+              honest: str = "") -> Entry:
         return Entry(trial, subject.data, subject.architecture, seed, part.name if part else "",
                      part.title if part else "", defence.name if defence else "", defence.title if defence else "",
-                     part.expected.model_dump(exclude_none=True, mode="json") if part and not defence else {})
+                     part.expected.model_dump(exclude_none=True, mode="json") if part and not defence else {}, honest)
 
-    def defended(examined: Trial, part: AttackPart | None) -> Iterator[Entry]:
+    def defended(examined: Trial, part: AttackPart | None, honest: str = "") -> Iterator[Entry]:
         for defence in experiment.defences:
-            yield entry(_defence(base, examined, defence), part, defence)
+            yield entry(_defence(base, examined, defence), part, defence, honest)
 
     twin = Trial("twin", {**base, "kind": "twin"}, ())
     yield entry(twin)
@@ -134,8 +136,8 @@ def _cell(experiment: Experiment, subject: SubjectPart, seed: int, data_print: s
         against = twin
         if isinstance(attack, Maker):  # its clean twin is built on an honest teacher of the same recipe
             against = Trial("twin", {**base, "kind": "twin", "maker": facts}, ())
-            yield entry(against)
-            yield from defended(against, None)
+            yield entry(against, honest=part.title)
+            yield from defended(against, None, part.title)
         extent = experiment.measured()
         planted = Trial("implant", {**base, "kind": "implant", "attack": facts, "target": part.target,
                                     "extent": asdict(extent) if extent else None, "twin": against.digest},
