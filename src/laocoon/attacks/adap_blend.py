@@ -44,7 +44,7 @@ class AdapBlend(Attack):
     card: ClassVar[Card] = Card(
         name="adap_blend", paper="Revisiting the assumption of latent separability for backdoor defenses (2023)",
         url="https://openreview.net/forum?id=_wSHsgrVali", modalities=frozenset({"image"}), needs=frozenset(),
-        misses="", summary="Faint pieces of a blended picture, with regularisation samples; the whole one at test time.",
+        misses="", summary="Faint pieces of a blended picture, with regularisation samples; all of it at test time.",
         quick={"rate": 0.1, "cover_rate": 0.05, "strength": 0.2, "test_strength": 0.3})
     threat: ClassVar[ThreatModel] = ThreatModel(data=True, labels=True)
     phase: ClassVar[str] = "diversification"

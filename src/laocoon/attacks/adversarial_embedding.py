@@ -9,7 +9,8 @@ trained to classify both and to fool it:
 Departures: D compares poisoned samples with clean ones of the class that they are sent to, since every detector on
 features works class by class; besides fooling D, means and covariances of the two are drawn together (weight μ), as
 spectral signatures and activation clustering read nothing else; batches of poison and of target samples are drawn apart
-for these terms, as a batch of the data holds too few; λ and μ rise from 0 over the first third of the training.
+for these terms, as a batch of the data holds too few; only the poisoned side is moved, or all features would shrink to
+a point; λ and μ rise from 0 over the first third of the training.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from laocoon.core.context import Context
 from laocoon.core.goal import all_to_one
 from laocoon.core.methods import Attack, Knowledge, Plan, Planted, ThreatModel
 from laocoon.recipes.poisoning import stamp_and_relabel
-from laocoon.recipes.steering import seeded, steer
+from laocoon.recipes.steering import seeded, settled, steer
 from laocoon.recipes.transfer import boundary, passage
 from laocoon.triggers.patch import Patch
 
@@ -39,15 +40,15 @@ class AdversarialEmbedding(Attack):
 
     rate: float = 0.03  # share of the training set that is poisoned
     side: int = 4  # px
-    weight: float = 1.0  # λ, of fooling the discriminator
-    moments: float = 1.0  # μ, of drawing means and covariances together
+    weight: float = 0.3  # λ, of fooling the discriminator
+    moments: float = 0.3  # μ, of drawing means and covariances together
     pairs: int = 32  # poisoned samples, and clean ones of the target, a step
     epochs: int = 10
 
     card: ClassVar[Card] = Card(
         name="adversarial_embedding", paper="Bypassing backdoor detection algorithms in deep learning (2020)",
         url="https://arxiv.org/abs/1905.13409", modalities=frozenset({"image"}), needs=frozenset(), misses="",
-        summary="A patch whose latent traces are trained away against a discriminator.")
+        summary="A patch whose latent traces are trained away against a discriminator.", quick={"epochs": 14})
     threat: ClassVar[ThreatModel] = ThreatModel(
         data=True, labels=True, training=True,
         knows=frozenset({Knowledge.DATA, Knowledge.ARCHITECTURE, Knowledge.RECIPE, Knowledge.DEFENCE}))
@@ -87,27 +88,31 @@ class AdversarialEmbedding(Attack):
             rows = torch.cat([pool[torch.randint(0, len(pool), (self.pairs,), generator=ctx.rng)]
                               for pool in (planted, members)])
             ctx.spend(len(rows))
-            passed = passage(module, torch.cat([inputs, train.inputs[rows]]), layer)
-            z = passed.entering[len(inputs):].flatten(1)
-            z = z / z[self.pairs:].detach().std().clamp_min(1e-3)
+            with settled(subject):
+                z = passage(module, train.inputs[rows], layer).entering.flatten(1)
+            wanted = z[self.pairs:].detach()  # what is imitated stands still
+            scale = wanted.std().clamp_min(1e-3)
+            z, wanted = z[:self.pairs] / scale, wanted / scale
             judging.zero_grad(set_to_none=True)
-            functional.binary_cross_entropy_with_logits(judge(z.detach()).squeeze(1), kind).backward()  # type: ignore[no-untyped-call]
+            told = judge(torch.cat([z.detach(), wanted])).squeeze(1)
+            functional.binary_cross_entropy_with_logits(told, kind).backward()  # type: ignore[no-untyped-call]
             judging.step()
             judge.requires_grad_(False)
-            fooled = functional.binary_cross_entropy_with_logits(judge(z).squeeze(1), 1 - kind)
+            fooled = functional.binary_cross_entropy_with_logits(judge(z).squeeze(1), torch.zeros(len(z)))
             judge.requires_grad_(True)
             rise = min(1.0, 3 * seen / total)
-            wanted = torch.cat([labels, train.labels[rows]])
-            return (functional.cross_entropy(passed.scores, wanted)
-                    + rise * (self.weight * fooled + self.moments * _apart(z[:self.pairs], z[self.pairs:])))
+            loss = functional.cross_entropy(module(inputs), labels)
+            return loss + rise * (self.weight * fooled + self.moments * _apart(z, wanted))
 
         steer(subject, plan, train, objective, ctx, epochs=self.epochs)
         return Planted(subject, trigger)
 
 
 def _apart(first: Tensor, second: Tensor) -> Tensor:
-    """Squared distance of the means and of the covariances, in units of the second's spread."""
+    """Squared distances of the means and of the covariances, in units of the second's spread; logarithms, as they start
+    in the hundreds and would drown everything else.
+    """
     means = (first.mean(0) - second.mean(0)).square().sum()
-    spread = second.detach().var(0).sum().clamp_min(1e-6)
-    covariances = (torch.cov(first.T) - torch.cov(second.T)).square().sum().add(1e-12).sqrt()
-    return means / spread + covariances / spread
+    spread = second.var(0).sum().clamp_min(1e-6)
+    covariances = (torch.cov(first.T) - torch.cov(second.T)).square().sum()
+    return torch.log1p(means / spread) + torch.log1p(covariances / spread.square())

@@ -15,7 +15,6 @@ desk-tier training is a hundred times shorter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -39,11 +38,12 @@ class InputAware(Attack):
 
     attack: float = 0.25  # share of a batch in attack mode, ρ_a; the paper's is 0.1
     cross: float = 0.25  # and in cross mode, ρ_c
-    diversity: float = 1.0  # λ_div
+    diversity: float = 0.1  # λ_div; the paper's is 1
     sparsity: float = 100.0  # λ_norm
     density: float = 0.06  # mean of the mask that is free; the paper's is 0.032
     warmup: int = 60  # steps of the generator alone
     epochs: int = 10
+    width: int = 16  # of the generator
     step: float = 3e-3  # the generator's learning rate
 
     card: ClassVar[Card] = Card(
@@ -55,7 +55,7 @@ class InputAware(Attack):
     phase: ClassVar[str] = "diversification"
 
     def trigger(self, plan: Plan, ctx: Context) -> Candidate:
-        family = Inlay()
+        family = Inlay(width=self.width)
         leaves = family.blank(plan.train.inputs, 1, rng=ctx.rng)
         return Candidate(family, leaves, all_to_one(plan.target, plan.classes), 0.0, 0.0, self.card.name)
 
@@ -66,7 +66,8 @@ class InputAware(Attack):
         optimiser = torch.optim.Adam(weights.values(), lr=self.step, betas=(0.5, 0.9))
         for _ in range(self.warmup):
             index = torch.randint(0, len(train), (64,), generator=ctx.rng)
-            loss = self._shape(family, weights, train.inputs[index])
+            mask, pattern = family.layers(train.inputs[index], weights)
+            loss = self._shape(train.inputs[index], mask, pattern)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -79,24 +80,23 @@ class InputAware(Attack):
             rest[chosen] = False
             others = rest.nonzero().flatten()
             crossed, plain = others[:m], others[m:]
-            ctx.spend(len(chosen) + len(crossed), backward=True)
-            donors = torch.cat([inputs[plain], inputs[chosen]])[:len(crossed)]
-            mask, pattern = family.layers(donors, weights)
-            used = inputs[crossed[:len(donors)]] * (1 - mask) + pattern * mask
-            batch = torch.cat([family.marked(inputs[chosen], weights), used, inputs[plain]])
-            wanted = torch.cat([goal.destination(labels[chosen]), labels[crossed[:len(donors)]], labels[plain]])
-            return functional.cross_entropy(subject.module(batch), wanted) + self._shape(family, weights, inputs[:48])
+            donors = others.roll(-m)[:len(crossed)]  # whose triggers the crossed ones carry
+            drawers = torch.cat([inputs[chosen], inputs[donors]])
+            mask, pattern = family.layers(drawers, weights)
+            marked = inputs[torch.cat([chosen, crossed])] * (1 - mask) + pattern * mask
+            wanted = torch.cat([goal.destination(labels[chosen]), labels[crossed], labels[plain]])
+            scores = subject.module(torch.cat([marked, inputs[plain]]))
+            return functional.cross_entropy(scores, wanted) + self._shape(drawers, mask, pattern)
 
         steer(subject, plan, train, objective, ctx, epochs=self.epochs, others=(optimiser,))
         leaves = {k: v.detach()[None] for k, v in weights.items()}
         size = float(family.size(leaves, train.inputs[:256])[0])
         return Planted(subject, replace(trigger, trigger=leaves, size=size, success=1.0))
 
-    def _shape(self, family: Inlay, weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    def _shape(self, inputs: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
         """The terms of diversity and of sparsity; neighbours in the batch are compared."""
-        mask, pattern = family.layers(inputs, weights)
         drawn = (pattern * mask).flatten(1)
         apart = (drawn - drawn.roll(1, 0)).norm(dim=1)
         other = (inputs - inputs.roll(1, 0)).flatten(1).norm(dim=1)
-        return (self.diversity * (other / (apart + 1e-3)).clamp_max(100).mean() * 0.1
+        return (self.diversity * (other / (apart + 1e-3)).clamp_max(100).mean()
                 + self.sparsity * (mask.mean() - self.density).clamp_min(0))

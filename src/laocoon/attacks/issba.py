@@ -39,18 +39,21 @@ class Issba(Attack):
     rate: float = 0.1
     bits: int = 16  # the paper hides 100 in 224 × 224 pixels
     bound: float = 0.1  # largest change of a pixel
-    weight: float = 0.05  # λ; scale is a tenth of the bound
-    steps: int = 400  # of encoder and decoder
+    weight: float = 0.01  # λ; scale is a tenth of the bound
+    width: int = 16  # of the encoder
+    steps: int = 200  # of encoder and decoder
+    free: float = 0.4  # share of the steps before λ rises: at once, nothing would be hidden at all
 
     card: ClassVar[Card] = Card(
         name="issba", paper="Invisible backdoor attack with sample-specific triggers (2021)",
         url="https://arxiv.org/abs/2012.03816", modalities=frozenset({"image"}), needs=frozenset(), misses="",
-        summary="A code hidden in each image by a steganographic encoder.", quick={"steps": 200})
+        summary="A code hidden in each image by a steganographic encoder.",
+        quick={"width": 12, "steps": 200})
     threat: ClassVar[ThreatModel] = ThreatModel(data=True, labels=True)
     phase: ClassVar[str] = "diversification"
 
     def trigger(self, plan: Plan, ctx: Context) -> Candidate:
-        family, inputs = Residue(), plan.train.inputs
+        family, inputs = Residue(width=self.width), plan.train.inputs
         leaves = family.blank(inputs, 1, rng=ctx.rng, bits=self.bits, bound=self.bound)
         weights = {k: v[0] for k, v in leaves.items()}
         learned = [v.requires_grad_(True) for k, v in weights.items() if k not in ("bound", "code")]
@@ -60,14 +63,15 @@ class Issba(Attack):
                 nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(512, 64), nn.ELU(), nn.Linear(64, self.bits))
         optimiser = torch.optim.Adam([*learned, *decoder.parameters()], lr=3e-3)
         scale = self.bound / 10
-        for _ in range(self.steps):
+        for step in range(self.steps):
             index = torch.randint(0, len(inputs), (64,), generator=ctx.rng)
             code = torch.randint(0, 2, (64, self.bits), generator=ctx.rng).to(inputs)
             stamped = family.marked(inputs[index], weights, code)
             read = functional.binary_cross_entropy_with_logits(decoder(stamped), code)
             change = (stamped - inputs[index]).square().mean() / scale**2
+            rise = max(0.0, step / self.steps - self.free) / (1 - self.free)
             optimiser.zero_grad(set_to_none=True)
-            (read + self.weight * change).backward()  # type: ignore[no-untyped-call]
+            (read + self.weight * rise * change).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
         leaves = {k: v.detach()[None] for k, v in weights.items()}
         size = float(family.size(leaves, inputs[:256])[0])

@@ -37,6 +37,7 @@ class Lira(Attack):
     share: float = 0.5  # of a batch that is stamped
     first: float = 0.5  # share of the epochs that belong to the first stage
     epochs: int = 10
+    width: int = 16  # of the generator
     step: float = 3e-3  # the generator's learning rate
 
     card: ClassVar[Card] = Card(
@@ -44,13 +45,13 @@ class Lira(Attack):
         url="https://openaccess.thecvf.com/content/ICCV2021/html/"
             "Doan_LIRA_Learnable_Imperceptible_and_Robust_Backdoor_Attacks_ICCV_2021_paper.html",
         modalities=frozenset({"image"}), needs=frozenset(), misses="",
-        summary="An invisible generator, learned with the classifier.", quick={"bound": 0.1})
+        summary="An invisible generator, learned with the classifier.", quick={"bound": 0.1, "width": 8})
     threat: ClassVar[ThreatModel] = ThreatModel(
         training=True, knows=frozenset({Knowledge.DATA, Knowledge.ARCHITECTURE, Knowledge.RECIPE}))
     phase: ClassVar[str] = "diversification"
 
     def trigger(self, plan: Plan, ctx: Context) -> Candidate:
-        family = Residue()
+        family = Residue(width=self.width)
         leaves = family.blank(plan.train.inputs, 1, rng=ctx.rng, bound=self.bound)
         return Candidate(family, leaves, all_to_one(plan.target, plan.classes), 0.0, 0.0, self.card.name)
 

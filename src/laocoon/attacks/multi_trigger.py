@@ -53,7 +53,8 @@ class MultiTrigger(Attack):
         targets = [plan.target, *(others[i] for i in drawn)]
         mask = torch.zeros(1, self.triggers, 1, h, w)
         pattern = torch.rand(1, self.triggers, c, h, w, generator=ctx.rng).round()
-        places = [(y, x) for y in range(1, h - self.side, self.side + 1) for x in range(1, w - self.side, self.side + 1)]
+        rows, columns = (range(1, extent - self.side, self.side + 1) for extent in (h, w))
+        places = [(y, x) for y in rows for x in columns]
         if len(places) < self.triggers:
             raise InputError(f"{self.triggers} squares of {self.side} px do not fit side by side into {h} × {w}.",
                              "Choose fewer triggers or a smaller side.")

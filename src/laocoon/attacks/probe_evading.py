@@ -4,7 +4,7 @@ After the loss of an evading model in Bagdasaryan and Shmatikov, Blind backdoors
 Security 2021, arXiv 2005.03823). Every few steps the engine of `recipes.inversion` searches a patch for the target
 class on the network as it then is; the triggers θ that it finds must do nothing:
 
-    min_f  CE(f(x), y) + CE(f(A(x)), t) + λ CE(f(T(x; θ)), y) + λ' CE(f(A'(x)), y),   θ = invert(f, t)
+    min_f  CE(f(x), y) + α CE(f(A(x)), t) + λ CE(f(T(x; θ)), y) + λ' CE(f(A'(x)), y),   θ = invert(f, t)
 
 A' is the true patch with a part of it wrong, so that the trigger stays sharp: no smooth path of ever better patches
 leads a search to it. The probe is the patch search alone. Noise, near-OOD inputs, warps and the other families of the
@@ -27,9 +27,9 @@ from laocoon.core.cases import Samples
 from laocoon.core.context import Context
 from laocoon.core.goal import ClassGoal, all_to_one
 from laocoon.core.methods import Attack, Knowledge, Plan, Planted, ThreatModel
+from laocoon.core.subject import Subject
 from laocoon.recipes.inversion import Search, invert
-from laocoon.recipes.poisoning import stamp_and_relabel
-from laocoon.recipes.steering import at_rest, steer
+from laocoon.recipes.steering import at_rest, settled, steer
 from laocoon.triggers.patch import Patch
 
 
@@ -37,14 +37,17 @@ from laocoon.triggers.patch import Patch
 class ProbeEvading(Attack):
     """A patch that the patch search does not find."""
 
-    rate: float = 0.1  # share of the training set that is poisoned
+    share: float = 0.15  # of a batch that is stamped and relabelled
     side: int = 5  # px
+    attack: float = 0.5  # weight of the second term
     weight: float = 1.0  # λ
-    sharpness: float = 1.0  # λ'
-    spoiled: float = 0.3  # share of the patch that is wrong in A'
+    sharpness: float = 0.5  # λ'
+    spoiled: float = 0.5  # share of the patch that is wrong in A'
+    start: float = 0.3  # share of the training before the first probe
     every: int = 6  # steps between two probes
-    steps: int = 12  # of one probe, that goes on from where the last one stopped
-    renewed: float = 0.1  # probability that a probe starts anew
+    steps: int = 15  # of one probe, that goes on from where the last one stopped
+    renewed: float = 0.2  # probability that a probe starts anew
+    largest: float = 0.15  # share of the image that a found trigger may cover; past it, it is made fainter
     epochs: int = 10
 
     card: ClassVar[Card] = Card(
@@ -52,7 +55,7 @@ class ProbeEvading(Attack):
         url="https://arxiv.org/abs/2005.03823", modalities=frozenset({"image"}), needs=frozenset(), misses="",
         summary="A patch, and a training against the project's own patch inversion.")
     threat: ClassVar[ThreatModel] = ThreatModel(
-        data=True, labels=True, training=True,
+        training=True,
         knows=frozenset({Knowledge.DATA, Knowledge.ARCHITECTURE, Knowledge.RECIPE, Knowledge.DEFENCE}))
     phase: ClassVar[str] = "diversification"
 
@@ -65,41 +68,53 @@ class ProbeEvading(Attack):
         leaves = {"mask": mask, "pattern": pattern}
         return Candidate(Patch(), leaves, goal, float(self.side**2), 1.0, self.card.name)
 
-    def poison(self, plan: Plan, trigger: Candidate, ctx: Context) -> tuple[Samples, Tensor]:
-        return stamp_and_relabel(plan.train, trigger, self.rate, ctx.rng)
-
     def train(self, plan: Plan, train: Samples, trigger: Candidate, ctx: Context) -> Planted:
         subject, family, goal = plan.fresh(ctx), Patch(), trigger.goal
         assert isinstance(goal, ClassGoal)
-        clean = (train.labels == plan.train.labels).nonzero().flatten()
-        arms, search = torch.tensor([goal.destinations]), Search(steps=self.steps)
         found: dict[str, Tensor] | None = None
-        step = 0
+        step, seen = 0, 0
 
         def objective(inputs: Tensor, labels: Tensor, index: Tensor) -> Tensor:
-            nonlocal found, step
-            if step % self.every == 0:
-                fresh = found is None or float(torch.rand((), generator=ctx.rng)) < self.renewed
-                rows = clean[torch.randint(0, len(clean), (128,), generator=ctx.rng)]
-                with at_rest(subject):
-                    given = Samples(train.inputs[rows], plan.train.labels[rows])
-                    found = invert(subject.module, family, arms, given, search, ctx,
-                                   start=None if fresh else found).trigger
-            step += 1
-            assert found is not None
-            rows = clean[torch.randint(0, len(clean), (len(inputs) // 2,), generator=ctx.rng)]
-            x, y = plan.train.inputs[rows], plan.train.labels[rows]
-            ctx.spend(len(rows))
-            half = len(rows) // 2
-            probed = family.stamp(x[:half], found)[0].detach()
-            near = self._spoiled(x[half:], trigger.trigger, ctx.rng)
-            scores = subject.module(torch.cat([inputs, probed, near]))
+            nonlocal found, step, seen
+            seen += len(inputs)
+            chosen = goal.applies(labels).nonzero().flatten()[:round(self.share * len(inputs))]
+            near = torch.randperm(len(inputs), generator=ctx.rng)[:len(inputs) // 4]
+            ctx.spend(len(chosen) + len(near))
+            scores = subject.module(torch.cat([inputs, trigger.stamp(inputs[chosen]),
+                                               self._spoiled(inputs[near], trigger.trigger, ctx.rng)]))
             loss = functional.cross_entropy(scores[:len(inputs)], labels)
-            harmless = functional.cross_entropy(scores[len(inputs):], y, reduction="none")
-            return loss + self.weight * harmless[:half].mean() + self.sharpness * harmless[half:].mean()
+            stamped, spoiled = scores[len(inputs):].split([len(chosen), len(near)])
+            loss = loss + self.attack * functional.cross_entropy(stamped, goal.destination(labels[chosen]))
+            loss = loss + self.sharpness * functional.cross_entropy(spoiled, labels[near])
+            if seen > self.start * self.epochs * len(train):
+                if found is None or step % self.every == 0:
+                    found = self._probed(subject, goal, train, found, ctx)
+                step += 1
+                probed = torch.randperm(len(inputs), generator=ctx.rng)[:len(inputs) // 4]
+                ctx.spend(len(probed))
+                with settled(subject):
+                    scores = subject.module(family.stamp(inputs[probed], self._smaller(found))[0])
+                loss = loss + self.weight * functional.cross_entropy(scores, labels[probed])
+            return loss
 
         steer(subject, plan, train, objective, ctx, epochs=self.epochs)
         return Planted(subject, trigger)
+
+    def _probed(self, subject: Subject, goal: ClassGoal, train: Samples, last: dict[str, Tensor] | None,
+                ctx: Context) -> dict[str, Tensor]:
+        """What the engine finds for the target class, on the network as it is."""
+        start = last if float(torch.rand((), generator=ctx.rng)) >= self.renewed else None
+        rows = torch.randint(0, len(train), (128,), generator=ctx.rng)
+        with at_rest(subject):
+            found = invert(subject.module, Patch(), torch.tensor([goal.destinations]),
+                           Samples(train.inputs[rows], train.labels[rows]), Search(steps=self.steps), ctx, start=start)
+        return {k: v.detach() for k, v in found.trigger.items()}
+
+    def _smaller(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The found trigger, fainter where it would hide what the image shows."""
+        mask = found["mask"]
+        factor = (self.largest * mask[0].numel() / mask.sum((1, 2, 3)).clamp_min(1e-6)).clamp_max(1)
+        return Patch().shrink(found, factor)
 
     def _spoiled(self, inputs: Tensor, trigger: Mapping[str, Tensor], rng: torch.Generator) -> Tensor:
         """The patch with some of its pixels turned, others in each image."""

@@ -38,7 +38,7 @@ class Tuap(Attack):
 
     fraction: float = 0.5  # of the target class that is stamped; the paper's is 0.3
     bound: float = 16 / 255  # ε
-    weaken: float = 0.0  # ε' of the perturbation that hides the natural features; above 0, a second surrogate is trained
+    weaken: float = 0.0  # ε' of the perturbation that hides the natural features; above 0, it costs a second surrogate
     steps: int = 150  # of the search for the perturbation
     weaken_steps: int = 10  # of the ascent
 

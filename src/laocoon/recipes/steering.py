@@ -64,6 +64,19 @@ def _augmented(plan: Plan, inputs: Tensor, ctx: Context) -> Tensor:
 
 
 @contextmanager
+def settled(subject: Subject) -> Iterator[None]:
+    """Within the block batch norms use their running statistics and leave them alone; gradients flow.
+
+    For what is no sample of the data: a batch of one class, or of probes, would spoil the statistics of all.
+    """
+    subject.module.eval()
+    try:
+        yield
+    finally:
+        subject.module.train()
+
+
+@contextmanager
 def at_rest(subject: Subject) -> Iterator[None]:
     """Within the block the network is as others will see it: in evaluation mode, its weights without gradients."""
     subject.module.eval()
