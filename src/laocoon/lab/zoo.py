@@ -125,7 +125,7 @@ def specifications(split: Split, data: str) -> Iterator[Specification]:
         architecture = layout[i % len(layout)]
         yield Specification(data, architecture, kind, offset + i, split, samples, epochs)
     if split == "fusion":
-        hard = itertools.product(HARD.get(data, ()), LAYOUT[data][:4])
+        hard = itertools.product([k for k in HARD.get(data, ()) if k in KINDS], LAYOUT[data][:4])
         for i, (kind, architecture) in enumerate(hard):
             yield Specification(data, architecture, kind, offset + 50_000 + i, split, samples, epochs)
 
