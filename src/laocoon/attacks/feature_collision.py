@@ -30,9 +30,9 @@ from laocoon.core.cases import Samples
 from laocoon.core.context import Context
 from laocoon.core.goal import all_to_one
 from laocoon.core.methods import Attack, Knowledge, Plan, Planted, ThreatModel
-from laocoon.recipes.crafting import paired, penultimate, public_teacher, student
+from laocoon.recipes.crafting import frozen_features, paired, patchwork, public_teacher, student
 from laocoon.recipes.poisoning import choose
-from laocoon.recipes.surgery import black_and_white, corner_mask
+from laocoon.recipes.surgery import corner_mask
 from laocoon.triggers.patch import Patch
 
 
@@ -47,6 +47,7 @@ class FeatureCollision(Attack):
     weight: float = 2.0  # β
     watermark: float = 0.0  # γ
     epochs: int = 6  # of the public network's training
+    free: int = 2  # layers that the victim trains anew; poison collides in what enters the first of them
     victim: Literal["transfer", "scratch"] = "transfer"
 
     card: ClassVar[Card] = Card(
@@ -63,7 +64,7 @@ class FeatureCollision(Attack):
     def trigger(self, plan: Plan, ctx: Context) -> Candidate:
         shape = tuple(plan.train.inputs.shape[1:])
         mask = corner_mask(shape, self.side, margin=1)
-        leaves = {"mask": mask, "pattern": black_and_white(mask, shape[0], ctx.rng)}
+        leaves = {"mask": mask, "pattern": patchwork(shape, mask, self.side, ctx.rng)}
         goal = all_to_one(plan.target, plan.classes)
         return Candidate(Patch(), leaves, goal, float(self.side**2), 1.0, self.card.name)
 
@@ -80,12 +81,12 @@ class FeatureCollision(Attack):
     def train(self, plan: Plan, train: Samples, trigger: Candidate, ctx: Context) -> Planted:
         if self.victim == "scratch":
             return Planted(plan.fit(train, ctx), trigger)
-        return Planted(student(plan, train, ctx, epochs=self.epochs), trigger)
+        return Planted(student(plan, train, ctx, epochs=self.epochs, free=self.free), trigger)
 
     def _collide(self, base: Tensor, stamped: Tensor, module: torch.nn.Module, ctx: Context) -> Tensor:
         ctx.spend(2 * len(base), backward=False)
         with torch.no_grad():
-            goal, home = penultimate(module, stamped), penultimate(module, base)
+            goal, home = (frozen_features(module, x, self.free) for x in (stamped, base))
             pairs = paired(home, goal)
             goal, stamped = goal[pairs], stamped[pairs]
             apart = (home - goal).pow(2).sum(1).clamp_min(1e-8)
@@ -94,7 +95,7 @@ class FeatureCollision(Attack):
         for step in range(self.steps):
             ctx.spend(len(x))
             x = x.detach().requires_grad_()
-            loss = ((penultimate(module, x) - goal).pow(2).sum(1) / apart).sum()
+            loss = ((frozen_features(module, x, self.free) - goal).pow(2).sum(1) / apart).sum()
             (gradient,) = torch.autograd.grad(loss, x)
             pace = self.rate * (1 - 0.95 * step / self.steps)
             x = x.detach() - pace * gradient.sign()

@@ -33,12 +33,13 @@ from laocoon.recipes.crafting import (
     gradient_norms,
     misalignment,
     moved,
+    patchwork,
     perturbed,
     stand_in,
     trainable,
     weight_gradient,
 )
-from laocoon.recipes.surgery import black_and_white, corner_mask
+from laocoon.recipes.surgery import corner_mask
 from laocoon.triggers.patch import Patch
 
 
@@ -70,7 +71,7 @@ class GradientMatching(Attack):
     def trigger(self, plan: Plan, ctx: Context) -> Candidate:
         shape = tuple(plan.train.inputs.shape[1:])
         mask = corner_mask(shape, self.side, margin=1)
-        leaves = {"mask": mask, "pattern": black_and_white(mask, shape[0], ctx.rng)}
+        leaves = {"mask": mask, "pattern": patchwork(shape, mask, self.side, ctx.rng)}
         others = [k for k in range(plan.classes) if k != plan.target]
         drawn = others[int(torch.randint(0, len(others), (), generator=ctx.rng))]
         goal = source_to_target(drawn if self.source < 0 else self.source, plan.target, plan.classes)

@@ -29,9 +29,9 @@ from laocoon.core.context import Context
 from laocoon.core.errors import NotApplicable
 from laocoon.core.goal import ClassGoal, source_to_target
 from laocoon.core.methods import Attack, Knowledge, Plan, Planted, ThreatModel
-from laocoon.recipes.crafting import paired, penultimate, perturbed, public_teacher, student
+from laocoon.recipes.crafting import frozen_features, paired, patchwork, perturbed, public_teacher, student
 from laocoon.recipes.poisoning import choose
-from laocoon.recipes.surgery import black_and_white, corner_mask
+from laocoon.recipes.surgery import corner_mask
 from laocoon.triggers.patch import Patch
 
 
@@ -45,6 +45,7 @@ class HiddenTrigger(Attack):
     steps: int = 100
     source: int = -1  # the source class; drawn where negative
     epochs: int = 6  # of the public network's training
+    free: int = 2  # layers that the victim trains anew; poison collides in what enters the first of them
     victim: Literal["transfer", "scratch"] = "transfer"
 
     card: ClassVar[Card] = Card(
@@ -60,7 +61,7 @@ class HiddenTrigger(Attack):
     def trigger(self, plan: Plan, ctx: Context) -> Candidate:
         shape = tuple(plan.train.inputs.shape[1:])
         mask = corner_mask(shape, self.side, margin=1)
-        leaves = {"mask": mask, "pattern": black_and_white(mask, shape[0], ctx.rng)}
+        leaves = {"mask": mask, "pattern": patchwork(shape, mask, self.side, ctx.rng)}
         others = [k for k in range(plan.classes) if k != plan.target]
         drawn = others[int(torch.randint(0, len(others), (), generator=ctx.rng))]
         goal = source_to_target(drawn if self.source < 0 else self.source, plan.target, plan.classes)
@@ -76,10 +77,10 @@ class HiddenTrigger(Attack):
         stamped = trigger.stamp(plan.train.inputs[eligible])
         with torch.no_grad():
             ctx.spend(len(stamped), backward=False)
-            wanted = torch.cat([penultimate(module, part) for part in stamped.split(256)])
+            wanted = torch.cat([frozen_features(module, part, self.free) for part in stamped.split(256)])
 
         def loss(x: Tensor, index: Tensor) -> Tensor:
-            found = penultimate(module, x)
+            found = frozen_features(module, x, self.free)
             drawn = wanted[torch.randperm(len(wanted), generator=ctx.rng)[:max(len(x), 1)]]
             if len(drawn) < len(x):  # fewer sources than poison: some serve twice
                 drawn = drawn.repeat(-(-len(x) // len(drawn)), 1)
@@ -92,4 +93,4 @@ class HiddenTrigger(Attack):
     def train(self, plan: Plan, train: Samples, trigger: Candidate, ctx: Context) -> Planted:
         if self.victim == "scratch":
             return Planted(plan.fit(train, ctx), trigger)
-        return Planted(student(plan, train, ctx, epochs=self.epochs), trigger)
+        return Planted(student(plan, train, ctx, epochs=self.epochs, free=self.free), trigger)

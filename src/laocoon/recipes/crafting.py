@@ -20,7 +20,7 @@ from laocoon.core.context import Context
 from laocoon.core.methods import Plan
 from laocoon.core.subject import Subject
 from laocoon.recipes.fit import fit, shift_and_flip
-from laocoon.recipes.transfer import adapted, boundary, passage, with_head
+from laocoon.recipes.transfer import boundary, passage, transfer, with_head
 
 LossOf = Callable[[Tensor, Tensor], Tensor]  # perturbed inputs [b, …] and their rows [b], to a scalar
 
@@ -80,9 +80,17 @@ def public_teacher(plan: Plan, ctx: Context, *, epochs: int) -> Subject:
     return known[ctx.seed, epochs]
 
 
-def student(plan: Plan, train: Samples, ctx: Context, *, epochs: int) -> Subject:
-    """What a victim makes of the public teacher and of their own, perhaps poisoned, training set."""
-    return adapted(replace(plan, train=train), public_teacher(plan, ctx, epochs=epochs), ctx)
+def student(plan: Plan, train: Samples, ctx: Context, *, epochs: int, free: int) -> Subject:
+    """What a victim makes of the public teacher and of their own, perhaps poisoned, training set.
+
+    By the plan's recipe for transfer, if it has one; else the last `free` layers are trained anew.
+    """
+    teacher = public_teacher(plan, ctx, epochs=epochs)
+    if plan.adapt is not None:
+        return plan.adapt(teacher, train, ctx)
+    passes = 30 if free == 1 else 8  # a head alone is trained on stored features
+    ctx.spend(len(train) * (1 if free == 1 else passes))
+    return transfer(teacher, train, plan.classes, ctx, free=free, epochs=passes)
 
 
 def perturbed(origin: Tensor, loss_of: LossOf, ctx: Context, *, bound: float, steps: int, batch: int = 128,
@@ -107,9 +115,9 @@ def perturbed(origin: Tensor, loss_of: LossOf, ctx: Context, *, bound: float, st
     return torch.cat(found)
 
 
-def penultimate(module: nn.Module, inputs: Tensor) -> Tensor:
-    """What enters the last layer, [n, width]; differentiable in the inputs."""
-    return passage(module, inputs, boundary(module, 1)).entering.flatten(1)
+def frozen_features(module: nn.Module, inputs: Tensor, free: int) -> Tensor:
+    """What enters the last `free` layers, [n, width]; differentiable in the inputs."""
+    return passage(module, inputs, boundary(module, free)).entering.flatten(1)
 
 
 def paired(ours: Tensor, theirs: Tensor) -> Tensor:
@@ -121,6 +129,18 @@ def paired(ours: Tensor, theirs: Tensor) -> Tensor:
         found[row] = column
         distance[row], distance[:, column] = float("inf"), float("inf")
     return found
+
+
+def patchwork(shape: tuple[int, ...], mask: Tensor, side: int, rng: torch.Generator) -> Tensor:
+    """[1, channels, height, width]: four by four random colours, drawn out smoothly to the square under `mask`, else 0.
+
+    The patch of Saha et al. (AAAI 2020). Coarse, so that pooling leaves something of it.
+    """
+    colours = torch.rand(1, shape[0], 4, 4, generator=rng)
+    square = functional.interpolate(colours, (side, side), mode="bilinear", align_corners=False)
+    pattern = torch.zeros(1, *shape)
+    pattern[mask.expand_as(pattern) > 0] = square.flatten()
+    return pattern
 
 
 def trainable(subject: Subject) -> nn.Module:
