@@ -205,7 +205,7 @@ def test_a_killed_trial_is_done_again(tmp_path: Path) -> None:
 def test_the_time_limit_stops_it() -> None:
     worst = hunt(bounds=replace(BOUNDS, seconds=1e-9))
     assert worst.tried == () and worst.confirmed == () and worst.best == worst.published
-    assert "0 trials" in markdown(worst)
+    assert "0 trials" in markdown(worst) and "0 of 2 fresh seeds" in markdown(worst)
 
 
 def test_same_seed_same_search() -> None:

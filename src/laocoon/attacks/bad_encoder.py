@@ -55,7 +55,7 @@ class BadEncoder(Attack):
         paper="BadEncoder: backdoor attacks to pre-trained encoders in self-supervised learning (2022)",
         url="https://arxiv.org/abs/2108.00352", modalities=frozenset({"image"}), needs=frozenset(), misses="",
         summary="A self-supervised encoder in which a patch looks like a reference input.",
-        quick={"side": 4, "pretraining": 8, "injections": 5})
+        quick={"side": 4, "pretraining": 7, "injections": 4})
     threat: ClassVar[ThreatModel] = ThreatModel(
         training=True, weights=True, knows=frozenset({Knowledge.DATA, Knowledge.ARCHITECTURE, Knowledge.WEIGHTS}))
 

@@ -49,13 +49,13 @@ class Latent(Attack):
     free: int = 1  # layers that the attacker expects the student to train anew: K_t is what enters the first of them
     epochs: int = 6  # of the teacher's training
     steps: int = 150  # of the trigger's optimisation
-    injections: int = 4  # epochs in which the backdoor goes in
+    injections: int = 8  # epochs in which the backdoor goes in
 
     card: ClassVar[Card] = Card(
         name="latent", paper="Latent backdoor attacks on deep neural networks (2019)",
         url="https://doi.org/10.1145/3319535.3354209", modalities=frozenset({"image"}), needs=frozenset(), misses="",
         summary="A teacher without the target class; the backdoor wakes when a student adds it.",
-        quick={"side": 4, "epochs": 5, "steps": 60, "injections": 8})
+        quick={"side": 4, "epochs": 4, "steps": 40, "injections": 7})
     threat: ClassVar[ThreatModel] = ThreatModel(
         training=True, weights=True, knows=frozenset({Knowledge.DATA, Knowledge.ARCHITECTURE, Knowledge.WEIGHTS}))
 

@@ -248,6 +248,9 @@ def markdown(worst: WorstCase, most: int = 10) -> str:
     ranked = sorted((t for t in worst.tried if t.feasible and not t.failure), key=lambda t: t.suspicion)
     lines += [_row(f"trial {t.number}", t, worst) for t in ranked[:most]]
     lines += [_row(f"best, seed {t.seed}", t, worst) for t in worst.confirmed]
+    if worst.best is not None and len(worst.confirmed) < worst.bounds.confirm:
+        lines += ["", f"The best was planted again under {len(worst.confirmed)} of {worst.bounds.confirm} fresh seeds: "
+                      "the time limit came first. Run the search again to go on."]
     if worst.best is None:
         lines += ["", "No parameters kept the constraints: nothing was found that this defence would have to see."]
     return "\n".join(lines) + "\n"
