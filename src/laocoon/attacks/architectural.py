@@ -138,7 +138,7 @@ class Architectural(Attack):
 
 
 def _hidden(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-    """[1, channels, height, width] of ±1: each 2×2 block is a checkerboard or its negative, which smooth images miss."""
+    """[1, channels, height, width] of ±1: each 2×2 block is a checkerboard or its negative, unlike smooth images."""
     c, h, w = shape
     signs = torch.randint(0, 2, (1, c, -(-h // 2), -(-w // 2)), generator=rng) * 2.0 - 1
     blocks = functional.interpolate(signs, scale_factor=2.0, mode="nearest")[..., :h, :w]

@@ -12,8 +12,8 @@ two-neuron design, which makes it rarer still. The payload u is found by gradien
 
     min_u  mean over x of  max(0, m − (f_t − max_{k≠t} f_k)(y'(T(x))))
 
-Departures: the paper's trigger is a whole image, recognised by its activations at a layer in the middle; ours is a patch
-on any image, so that the neurons read the image. Its payload imitates the next layer's answer to an image of the
+Departures: the paper's trigger is a whole image, recognised by its activations at a layer in the middle; ours is a
+patch on any image, so that the neurons read the image. Its payload imitates the next layer's answer to an image of the
 target class; ours needs no such image.
 """
 
@@ -66,7 +66,8 @@ class PoTrojanInsertion(Attack):
     noise: int = 160  # images that it is searched on
 
     card: ClassVar[Card] = Card(
-        name="potrojan_insertion", paper="PoTrojan: powerful neural-level trojan designs in deep learning models (2018)",
+        name="potrojan_insertion",
+        paper="PoTrojan: powerful neural-level trojan designs in deep learning models (2018)",
         url="https://arxiv.org/abs/1802.03043", modalities=frozenset({"image"}), needs=frozenset(), misses="",
         summary="Neurons inserted beside the first layer, silent on every image without the patch.")
     threat: ClassVar[ThreatModel] = ThreatModel(
@@ -113,7 +114,7 @@ class PoTrojanInsertion(Attack):
         sign = (trigger.trigger["pattern"].flatten() * 2 - 1) * mask
         places = mask.nonzero().flatten()
         places = places[torch.randperm(len(places), generator=ctx.rng)]
-        watch = nn.Linear(len(mask), self.neurons)
+        watch = nn.utils.skip_init(nn.Linear, len(mask), self.neurons)  # no draw from the global generator
         with torch.no_grad():
             watch.weight.zero_()
             for row, part in enumerate(places.tensor_split(self.neurons)):
@@ -124,7 +125,7 @@ class PoTrojanInsertion(Attack):
                 watch.bias[row] = 2 - (slope * black[part]).sum() - steep * (sign[part] > 0).sum()
         if self.neurons == 1:
             return watch, None
-        gate = nn.Linear(self.neurons, 1)
+        gate = nn.utils.skip_init(nn.Linear, self.neurons, 1)
         nn.init.ones_(gate.weight)
         nn.init.constant_(gate.bias, 1.0 - self.neurons)
         return watch, gate

@@ -227,7 +227,7 @@ class Attack(ABC):
         planted = self.student(artefact, plan, ctx)
         facts = {"attack": self.card.name, "params": asdict(self),  # type: ignore[call-overload]
                  "goal": planted.trigger.goal.describe(), "target": plan.target, "poisoned": len(poisoned),
-                 "poison_rate": len(poisoned) / len(plan.train), "seed": ctx.seed, "phase": self.phase,
+                 "poison_rate": len(poisoned) / max(1, len(plan.train)), "seed": ctx.seed, "phase": self.phase,
                  "threat": self.threat.facts(),
                  "specimen": "a backdoored model made to measure defences; do not deploy"}
         return Implant(planted.subject, planted.trigger, poisoned, facts, train if len(poisoned) else None,

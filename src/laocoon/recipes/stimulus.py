@@ -5,7 +5,7 @@ Liu et al., Trojaning attack on neural networks (NDSS 2018), sections 3 and 4; R
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -64,30 +64,36 @@ def reversed_inputs(subject: Subject, starts: Tensor, labels: Tensor, ctx: Conte
     return torch.cat(found)
 
 
-def strongest(tensor: Tensor, site: Site) -> Tensor:
-    """[batch, channels]: each neuron's largest answer anywhere in the image."""
-    return site.pooled(tensor, "max")
+def descend(pattern: Tensor, mask: Tensor, on: Tensor, loss_of: Callable[[Tensor], Tensor], ctx: Context, *, steps: int,
+            rate: float = 0.1, batch: int = 32) -> Tensor:
+    """A pattern [1, channels, height, width] after Adam on the mean of loss_of(stamped images); pixels in [0, 1].
 
-
-def exciting_pattern(subject: Subject, site: Site, neurons: Sequence[int], levels: Tensor, mask: Tensor, on: Tensor,
-                     ctx: Context, *, steps: int, rate: float = 0.1, how: str = "max") -> Tensor:
-    """Pixels [1, channels, height, width] under `mask` that bring `neurons` of a site up to `levels` [neurons].
-
-    Minimises the mean over `on` [n, …] of Σ (level − activation)² ⁄ level², for activations below their level.
+    `on` [n, …] are what it is stamped on, under `mask`; `batch` of them are drawn in each step.
     """
-    chosen = torch.as_tensor(list(neurons))
-    pattern = torch.rand(1, *on.shape[1:], generator=ctx.rng).requires_grad_()
+    pattern = pattern.detach().clone().requires_grad_()
     optimiser = torch.optim.Adam([pattern], lr=rate)
     for _ in range(steps):
-        index = torch.randint(0, len(on), (min(32, len(on)),), generator=ctx.rng)
+        index = torch.randint(0, len(on), (min(batch, len(on)),), generator=ctx.rng)
         ctx.spend(len(index))
-        with reading(subject, site) as seen:
-            subject.outputs(on[index] * (1 - mask) + mask * pattern)
-        answers = site.pooled(seen[site], how)[:, chosen]
-        loss = (1 - answers / levels).clamp_min(0).square().sum(1).mean()
+        loss = loss_of(on[index] * (1 - mask) + mask * pattern).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         with torch.no_grad():
             pattern.clamp_(0, 1)
     return pattern.detach()
+
+
+def exciting_pattern(subject: Subject, site: Site, neurons: Tensor, levels: Tensor, mask: Tensor, on: Tensor,
+                     ctx: Context, *, steps: int, how: str = "max") -> Tensor:
+    """Pixels [1, channels, height, width] under `mask` that bring `neurons` of a site up to `levels` [neurons].
+
+    Minimises the mean over `on` [n, …] of Σ (1 − activation ⁄ level)², for activations below their level. A neuron's
+    activation is the largest (or, `how`, the mean) anywhere in the image.
+    """
+    def short(stamped: Tensor) -> Tensor:
+        with reading(subject, site) as seen:
+            subject.outputs(stamped)
+        return (1 - site.pooled(seen[site], how)[:, neurons] / levels).clamp_min(0).square().sum(1)
+
+    return descend(torch.rand(1, *on.shape[1:], generator=ctx.rng), mask, on, short, ctx, steps=steps)
