@@ -93,7 +93,8 @@ def markdown(folder: Path, split: Split, deep: bool) -> str:
     pick: Callable[[str], list[Judged]] = lambda kind: [j for j in took if j.row.kind == kind]  # noqa: E731
     head = ("| planted | models | AUROC [95 %, clusters data × architecture] | found at alpha 0.05 "
             "| AUROC, architecture left out | found, architecture left out | right class named |\n|-|-|-|-|-|-|-|")
-    lines = [_line("all-to-one, pooled", [j for j in took if j.row.kind in ALL_TO_ONE], clean)]
+    pooled = [j for j in took if j.row.kind in ALL_TO_ONE]
+    lines = [_line("all-to-one, pooled", pooled, clean)] if pooled else []
     seen = {j.row.kind for j in took if j.row.kind in ALL_TO_ONE}
     for kind in [k for k in KINDS if k in seen] if len(seen) > 1 else []:
         rest = [j for j in took if j.row.kind in ALL_TO_ONE and j.row.kind != kind]
@@ -109,8 +110,9 @@ def markdown(folder: Path, split: Split, deep: bool) -> str:
         alarms.append(_alarms(architecture, [j for j in clean if j.row.architecture == architecture]))
     title = "# How well planted models are told from clean ones: the " + split + " split"
     command = f"Command: `laocoon lab zoo table --split {split}{' --deep' if deep else ''}`, seed 0.\n"
-    note = (f"Tier `desk`, {SAMPLES_PER_CLASS} clean samples a class, {len(reference.clean)} clean references "
-            f"(file {reference.digest}). "
+    nulls = {len(reference.comparable(frozenset(j.row.table) & frozenset(reference.scales))) for j in judged}
+    note = (f"Tier `desk`, {SAMPLES_PER_CLASS} clean samples a class, {max(nulls, default=0)} clean references that "
+            f"the same rules were measured on (file {reference.digest}). "
             "Clean references and this split share no model; training subsets overlap. No attack is fitted: the "
             "scales and the null come from clean models only, so that every kind's row is that of a kind left out. "
             "'Architecture left out': scales and null refitted without models of the subject's architecture. "
