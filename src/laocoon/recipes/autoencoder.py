@@ -40,9 +40,10 @@ class Autoencoder(nn.Module):
 
 def autoencoder(images: Tensor, ctx: Context, *, latent: int, epochs: int, batch: int = 64) -> Autoencoder:
     """Trained on images [n, channels, height, width] by Adam on the mean squared error; frozen."""
+    _, channels, height, width = images.shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(0, 2**31, (), generator=ctx.rng)))
-        model = Autoencoder(*images.shape[1:], latent).to(images.device)
+        model = Autoencoder(channels, height, width, latent).to(images.device)
     steps = max(1, len(images) // batch)
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=3e-3, total_steps=epochs * steps + 1)
