@@ -22,7 +22,8 @@ def families() -> dict[str, TriggerFamily]:
     found: dict[str, TriggerFamily] = {}
     for module in modules("laocoon.triggers"):
         for member in vars(module).values():
-            if isinstance(member, type) and member.__module__ == module.__name__ and hasattr(member, "stamp"):
+            own = isinstance(member, type) and member.__module__ == module.__name__
+            if own and hasattr(member, "stamp") and not member.__name__.startswith("_"):  # _: a base of families
                 try:
                     family = member()
                 except TypeError:
