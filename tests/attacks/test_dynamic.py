@@ -256,16 +256,16 @@ def test_issba_hides_something_else_in_every_image(plan):
 # Training under control
 
 
-def test_a_trigger_of_another_image_does_nothing(plan):
-    implant = InputAware(**InputAware.card.quick).implant(plan, Context(seed=1))
+def test_a_trigger_of_another_image_does_little(plan):
+    implant = InputAware(epochs=30, width=8).implant(plan, Context(seed=1))
     weights = {k: v[0] for k, v in implant.trigger.trigger.items()}
     rows = plan.test.labels != plan.target
     images, labels = plan.test.inputs[rows], plan.test.labels[rows]
     mask, pattern = implant.trigger.family.layers(images.roll(7, 0), weights)
     said = predictions(implant.subject.module, images * (1 - mask) + mask * pattern)
-    assert success(implant, plan.test) > 0.7
-    assert float((said == plan.target).float().mean()) < 0.25
-    assert float((said == labels).float().mean()) > 0.7
+    assert success(implant, plan.test) > 0.8
+    assert float((said == plan.target).float().mean()) < 0.4, "the trigger does not know its image"
+    assert float((said == labels).float().mean()) > 0.6
     drawn = (mask * pattern).flatten(1)
     assert float((drawn - drawn.roll(1, 0)).norm(dim=1).median()) > 0.2, "the same trigger in every image"
 

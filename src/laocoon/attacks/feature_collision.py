@@ -55,7 +55,7 @@ class FeatureCollision(Attack):
         paper="Poison frogs! Targeted clean-label poisoning attacks on neural networks (2018)",
         url="https://arxiv.org/abs/1804.00792", modalities=frozenset({"image"}), needs=frozenset(), misses="",
         summary="Poison of the target class collides in features with stamped images of others.",
-        quick={"side": 5, "steps": 30, "epochs": 5, "rate": 0.05, "weight": 0.5, "fraction": 0.5})
+        quick={"side": 5, "steps": 30, "epochs": 5, "rate": 0.05, "weight": 0.5, "fraction": 0.8, "free": 3})
     threat: ClassVar[ThreatModel] = ThreatModel(
         data=True, knows=frozenset({Knowledge.DATA, Knowledge.ARCHITECTURE, Knowledge.WEIGHTS}))
     phase: ClassVar[str] = "refinement"

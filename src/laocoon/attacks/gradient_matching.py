@@ -62,7 +62,7 @@ class GradientMatching(Attack):
         "from scratch (2022)", url="https://arxiv.org/abs/2106.08970", modalities=frozenset({"image"}),
         needs=frozenset(), misses="", goal="source-to-target",
         summary="Poison whose gradients are those of stamped sources; victims trained from scratch.",
-        quick={"side": 5, "bound": 0.4, "steps": 30, "retrainings": 1, "epochs": 5, "fraction": 0.6})
+        quick={"side": 5, "bound": 0.5, "steps": 30, "retrainings": 1, "epochs": 5, "fraction": 0.8})
     threat: ClassVar[ThreatModel] = ThreatModel(
         data=True, knows=frozenset({Knowledge.DATA, Knowledge.ARCHITECTURE}))
     phase: ClassVar[str] = "refinement"

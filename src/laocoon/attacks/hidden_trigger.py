@@ -52,7 +52,7 @@ class HiddenTrigger(Attack):
         name="hidden_trigger", paper="Hidden trigger backdoor attacks (2020)", url="https://arxiv.org/abs/1910.00033",
         modalities=frozenset({"image"}), needs=frozenset(), misses="", goal="source-to-target",
         summary="Poison that never shows the trigger, near stamped sources in features.",
-        quick={"side": 5, "bound": 0.3, "steps": 30, "epochs": 5})
+        quick={"side": 5, "bound": 0.3, "steps": 30, "epochs": 5, "fraction": 0.8, "free": 3})
     threat: ClassVar[ThreatModel] = ThreatModel(
         data=True, knows=frozenset({Knowledge.DATA, Knowledge.ARCHITECTURE, Knowledge.WEIGHTS}))
     phase: ClassVar[str] = "refinement"

@@ -47,7 +47,9 @@ class Narcissus(Attack):
         name="narcissus", paper="Narcissus: a practical clean-label backdoor attack with limited information (2023)",
         url="https://arxiv.org/abs/2204.05255", modalities=frozenset({"image"}), needs=frozenset(), misses="",
         summary="A perturbation towards the target class, magnified at test time.",
-        quick={"rate": 0.06, "bound": 0.1, "steps": 40, "magnification": 3.0, "epochs": 5})
+        quick={"rate": 0.06, "bound": 0.1, "steps": 40, "magnification": 3.0, "epochs": 5},
+        fails={"check_takes_and_keeps_accuracy": "on 16 px digits its perturbation works on a clean network as well: "
+               "100 % success, 89 % on the clean twin; half the size, 60 and 49 %."})
     threat: ClassVar[ThreatModel] = ThreatModel(
         data=True, knows=frozenset({Knowledge.DATA, Knowledge.ARCHITECTURE}))
     phase: ClassVar[str] = "refinement"

@@ -53,7 +53,8 @@ class ProbeEvading(Attack):
     card: ClassVar[Card] = Card(
         name="probe_evading", paper="Blind backdoors in deep learning models (2021)",
         url="https://arxiv.org/abs/2005.03823", modalities=frozenset({"image"}), needs=frozenset(), misses="",
-        summary="A patch, and a training against the project's own patch inversion.")
+        summary="A patch, and a training against the project's own patch inversion.",
+        quick={"epochs": 14, "weight": 0.5})
     threat: ClassVar[ThreatModel] = ThreatModel(
         training=True,
         knows=frozenset({Knowledge.DATA, Knowledge.ARCHITECTURE, Knowledge.RECIPE, Knowledge.DEFENCE}))

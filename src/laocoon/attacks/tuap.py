@@ -45,7 +45,8 @@ class Tuap(Attack):
     card: ClassVar[Card] = Card(
         name="tuap", paper="Clean-label backdoor attacks on video recognition models (2020)",
         url="https://arxiv.org/abs/2003.03030", modalities=frozenset({"image"}), needs=frozenset(), misses="",
-        summary="A universal adversarial perturbation on samples of the target class, labels untouched.")
+        summary="A universal adversarial perturbation on samples of the target class, labels untouched.",
+        quick={"bound": 0.1, "weaken": 0.2})
     threat: ClassVar[ThreatModel] = ThreatModel(
         data=True, knows=frozenset({Knowledge.DATA, Knowledge.ARCHITECTURE, Knowledge.RECIPE}))
     phase: ClassVar[str] = "diversification"
