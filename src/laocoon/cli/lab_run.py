@@ -46,6 +46,7 @@ def run(
     artefacts: Artefacts = "",
     data_root: Root = None,
     jobs: Annotated[int, typer.Option(min=0, help="Processes; 0 runs the trials in this one.")] = 1,
+    ray: Annotated[str, typer.Option(metavar="auto|ADDRESS", help="Run the trials on a Ray cluster instead.")] = "",
     retry: Annotated[bool, typer.Option(help="Run trials that failed before once more.")] = False,
 ) -> None:
     """Run what a plan's trials lack; interrupt, kill and start again at will.
@@ -62,7 +63,8 @@ def run(
     torch.set_num_threads(1)
     try:
         with _shown(Console(), experiment.name) as watch:
-            last = started(experiment, _lab(folder, ledger, artefacts, data_root), jobs=jobs, retry=retry, watch=watch)
+            last = started(experiment, _lab(folder, ledger, artefacts, data_root), jobs=jobs, ray=ray, retry=retry,
+                           watch=watch)
     except KeyboardInterrupt:
         note("interrupted; what ended is kept: the same command goes on from there")
         raise typer.Exit(INTERRUPTED) from None

@@ -122,6 +122,7 @@ class Experiment(_Part):
 
     name: Name
     tier: Literal["ci", "desk", "full"] = "desk"
+    device: Literal["cpu", "cuda"] = "cpu"  # where victims are trained
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(default=(0,), min_length=1, max_length=1000)
     test_samples: int = Field(default=1000, ge=10, le=10**6)  # that the judge looks at
     given_per_class: int = Field(default=20, ge=0, le=10_000)  # clean samples that the defender has

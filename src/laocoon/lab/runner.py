@@ -14,13 +14,14 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
 from laocoon.core.errors import InputError
 from laocoon.files.wording import printable
 from laocoon.lab.artefacts import Folder, Store, opened
+from laocoon.lab.cluster import carry_out
 from laocoon.lab.ledger import DONE, FAILED, SKIPPED, ClaimRow, Ended, Ledger, TrialRow, in_folder, void
 from laocoon.lab.plan import Experiment
 from laocoon.lab.trial import Entry, entries
@@ -39,6 +40,13 @@ class Lab:
     ledger_url: str = ""
     artefacts_url: str = ""
     data_root: Path | None = None
+
+    def absolute(self) -> Lab:
+        """The same lab for processes that run in another folder."""
+        return replace(self, folder=self.folder.absolute(),
+                       artefacts_url=self.artefacts_url if "://" in self.artefacts_url or not self.artefacts_url else
+                       str(Path(self.artefacts_url).absolute()),
+                       data_root=self.data_root.absolute() if self.data_root else None)
 
     def ledger(self) -> Ledger:
         return Ledger(self.ledger_url or in_folder(self.folder))
@@ -98,9 +106,11 @@ def enrolled(experiment: Experiment, lab: Lab, ledger: Ledger) -> list[Entry]:
     return found
 
 
-def run(experiment: Experiment, lab: Lab, *, jobs: int = 1, retry: bool = False, watch: Watch = _unwatched) -> Progress:
+def run(experiment: Experiment, lab: Lab, *, jobs: int = 1, ray: str = "", retry: bool = False,
+        watch: Watch = _unwatched) -> Progress:
     """Run what a plan's trials lack, in `jobs` processes; 0 runs them in this one.
 
+    ray: address of a Ray cluster that runs them instead, or `auto`.
     retry: run trials that failed before once more. Interrupt or kill it at will: what ended is never repeated.
     """
     if jobs < 0:
@@ -113,7 +123,14 @@ def run(experiment: Experiment, lab: Lab, *, jobs: int = 1, retry: bool = False,
             ledger.forget(digests, FAILED)
         look = _Looks(found, ledger, jobs)
         watch(look())
-        if jobs == 0:
+        if ray:
+            def settled() -> bool:
+                watch(now := look())
+                return now.settled
+
+            if not look().settled:
+                carry_out(experiment, lab, found, ledger, ray, settled)
+        elif jobs == 0:
             work(found, ledger, lab.workshop(), f"w{uuid.uuid4().hex[:12]}", after=lambda: watch(look()))
         elif not look().settled:
             _supervise(_Crew(experiment, lab, found, ledger, jobs), look, watch)

@@ -44,8 +44,7 @@ def school(module: nn.Module, samples: Samples, *, architecture: str, epochs: in
            rng: torch.Generator, rate: float | None = None) -> None:
     """The victim's training, in place."""
     fit(module, samples.inputs, samples.labels, epochs=epochs, rng=rng, rate=rate or usual_rate(architecture),
-        augment=lambda x: shift_and_flip(x, rng, shift=shift, flip=flip),
-        mixed=architecture != "separable" and torch.cpu._is_avx512_bf16_supported())
+        augment=lambda x: shift_and_flip(x, rng, shift=shift, flip=flip))
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,7 @@ class Victim:
     shift: int
     flip: bool
     rate: float | None = None
+    device: str = "cpu"  # where it is trained; what comes out is on the processor
 
     def blank(self) -> nn.Module:
         """The network before training."""
@@ -72,10 +72,10 @@ class Victim:
 
     def fit(self, samples: Samples, ctx: Context) -> Subject:
         """The same start and order on every call; what `ctx` draws makes no difference."""
-        module = self.blank()
+        module = self.blank().to(self.device)
         school(module, samples, architecture=self.architecture, epochs=self.epochs, shift=self.shift, flip=self.flip,
                rng=self._stream("training"), rate=self.rate)
-        return self.subject(module)
+        return self.subject(module.cpu())
 
     def untrained(self, ctx: Context) -> Subject:
         """Another start on every call: nobody but the victim knows where the victim starts."""

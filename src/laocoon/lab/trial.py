@@ -113,7 +113,8 @@ def _cell(experiment: Experiment, subject: SubjectPart, seed: int, data_print: s
     """One subject under one seed."""
     base = {"schema": SCHEMA, "data": subject.data, "data_digest": data_print, "architecture": subject.architecture,
             "recipe": subject.recipe(), "seed": seed, "test_samples": experiment.test_samples,
-            "given_per_class": experiment.given_per_class}
+            "given_per_class": experiment.given_per_class,
+            **({} if experiment.device == "cpu" else {"device": experiment.device})}
 
     def entry(trial: Trial, part: AttackPart | None = None, defence: DefencePart | None = None,
               honest: str = "") -> Entry:

@@ -69,7 +69,7 @@ def work(found: Sequence[Entry], ledger: Ledger, shop: Workshop, name: str,
     worker, done = Worker.here(name), 0
     open_ones, index = list(found), {e.trial.digest: e for e in found}
     rows: dict[str, TrialRow] = {}
-    with _beating(ledger, name):
+    with beating(ledger, name):
         while open_ones:
             rows |= ledger.rows([d for e in open_ones for d in (e.trial.digest, *e.trial.needs) if d not in rows])
             open_ones = [e for e in open_ones if e.trial.digest not in rows and not _blocked(e, index, rows)]
@@ -111,7 +111,7 @@ def perform(entry: Entry, shop: Workshop, rows: Mapping[str, TrialRow]) -> Ended
 
 
 @contextmanager
-def _beating(ledger: Ledger, name: str) -> Iterator[None]:
+def beating(ledger: Ledger, name: str) -> Iterator[None]:
     """Give signs of life from a thread of its own; at the end, give back what was claimed and not done."""
     ended = threading.Event()
 

@@ -78,7 +78,7 @@ class Workshop:
             raise InputError(f"the pictures of {facts['data']} are {height}×{width} px.",
                              "The lab's networks want squares.")
         victim = Victim(facts["architecture"], channels, height, dataset.classes, seed, recipe["epochs"],
-                        recipe["shift"], recipe["flip"], recipe["rate"])
+                        recipe["shift"], recipe["flip"], recipe["rate"], _device(facts))
         return Bench(self.store, victim, self._lots[key])
 
 
@@ -219,6 +219,14 @@ class Bench:
             found = load_model(path, options=ModelOptions(input_range="0-1"))
         return Subject(found.module, found.modality, found.classes, found.input_shape, found.capabilities,
                        Provenance(format="onnx"), found.class_names, found.graph)
+
+
+def _device(facts: Mapping[str, Any]) -> str:
+    device: str = facts.get("device", "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("the plan's device is cuda, and torch sees no GPU here.",
+                         'Run it where there is one, or set device = "cpu".')
+    return device
 
 
 def _packed(tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> bytes:

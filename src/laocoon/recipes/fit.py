@@ -1,12 +1,18 @@
-"""The plain training loop, and accuracy. Tensors in, weights changed in place."""
+"""The training loop, the victim's and the attacker's alike, and accuracy. Tensors in, weights changed in place.
+
+An attacker who controls training changes the objective alone, what Bagdasaryan and Shmatikov (Blind backdoors, USENIX
+Security 2021) call computing loss values under attack: data, optimiser and schedule are the victim's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # inputs [batch, …], labels [batch], their indices -> scalar
 
 
 def shift_and_flip(inputs: Tensor, rng: torch.Generator, *, shift: int, flip: bool) -> Tensor:
@@ -27,32 +33,43 @@ def shift_and_flip(inputs: Tensor, rng: torch.Generator, *, shift: int, flip: bo
 
 def fit(module: nn.Module, inputs: Tensor, labels: Tensor, *, epochs: int, rng: torch.Generator, batch: int = 128,
         rate: float = 2e-3, weight_decay: float = 5e-4, augment: Callable[[Tensor], Tensor] | None = None,
-        mixed: bool = False) -> None:
+        objective: Objective | None = None, others: Sequence[torch.optim.Optimizer] = (), start: float = 0.3,
+        after: Callable[[float], None] = lambda share: None) -> None:
     """Train a classifier with AdamW and a one-cycle schedule, every sample once an epoch, in shuffled order.
 
-    inputs [n, channels, height, width], labels [n]. `mixed` runs the
-    network in bfloat16, which halves the time on processors and GPUs that have it.
+    inputs [n, channels, height, width], labels [n]; all in memory, where the module is. On a GPU the network runs in
+    bfloat16; on a processor it does not, so that every machine trains the same network.
+
+    objective: what an attacker who controls training minimises instead of the cross-entropy; `others` step along.
+    start: share of the steps in which the learning rate rises. after: told the share done, once an epoch.
     """
-    module.train()
+    place = next(module.parameters()).device
+    inputs, labels = inputs.to(place), labels.to(place)
     module.requires_grad_(True)
     n, steps = len(inputs), max(1, len(inputs) // batch)
     optimiser = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=rate, total_steps=epochs * steps + 1)
-    for _ in range(epochs):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=rate, total_steps=epochs * steps + 1,
+                                                   pct_start=start)
+    for epoch in range(epochs):
         order = torch.randperm(n, generator=rng)
         for step in range(steps):
             index = order[step * batch:(step + 1) * batch]
-            x, y = inputs[index], labels[index]
+            x, y = inputs[index.to(place)], labels[index.to(place)]
             if augment is not None:
                 x = augment(x)
             if x.dim() == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
-            loss = functional.cross_entropy(module(x), y)
-            optimiser.zero_grad(set_to_none=True)
+            module.train()  # each time: an objective may look at the network at rest
+            with torch.autocast(place.type, torch.bfloat16, enabled=place.type == "cuda"):
+                loss = functional.cross_entropy(module(x), y) if objective is None else objective(x, y, index)
+            for each in (optimiser, *others):  # gradients that an objective leaves in the network are dropped
+                each.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(module.parameters(), 5.0)
-            optimiser.step()
+            for each in (optimiser, *others):
+                each.step()
             schedule.step()
+        after((epoch + 1) / epochs)
     module.eval()
     module.requires_grad_(False)
 

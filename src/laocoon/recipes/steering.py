@@ -1,58 +1,35 @@
-"""The training loop of an attacker who controls training: the plain one of `fit`, with a loss of their own.
-
-What Bagdasaryan and Shmatikov (Blind backdoors, USENIX Security 2021) call computing loss values under attack: data,
-optimiser and schedule are the victim's, the objective is not.
-"""
+"""What attackers who control training need: the victim's loop with an objective of their own, and a network that
+can be looked at in the midst of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from laocoon.core.cases import Samples
 from laocoon.core.context import Context
 from laocoon.core.methods import Plan
 from laocoon.core.subject import Subject
-from laocoon.recipes.fit import shift_and_flip
-
-Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # inputs [batch, …], labels [batch], their indices -> scalar
+from laocoon.recipes.fit import Objective, fit, shift_and_flip
 
 
 def steer(subject: Subject, plan: Plan, train: Samples, objective: Objective, ctx: Context, *, epochs: int,
           rate: float = 3e-3, others: Sequence[torch.optim.Optimizer] = (), start: float = 0.1) -> None:
-    """Train the subject in place, in shuffled batches, on the attacker's objective; `others` step along with it.
+    """Train the subject in place by the attacker's objective (see `fit`).
 
-    Inputs are augmented as the victim does (`Plan.augment`), or by a shift of 1 px. `start`: share of the steps in
-    which the learning rate rises. What an objective does beside its return value (a discriminator's own step) is its
-    own business; gradients that it leaves in the network are dropped.
+    Inputs are augmented as the victim does (`Plan.augment`), or by a shift of 1 px. What an objective does beside its
+    return value (a discriminator's own step) is its own business.
     """
-    module, n = subject.module, len(train)
-    batch = min(128, max(16, n // 16))
-    steps = max(1, n // batch)
-    module.requires_grad_(True)
-    optimiser = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=rate, total_steps=epochs * steps + 1,
-                                                   pct_start=start)
-    for epoch in range(epochs):
-        order = torch.randperm(n, generator=ctx.rng)
-        for step in range(steps):
-            index = order[step * batch:(step + 1) * batch]
-            ctx.spend(len(index))
-            module.train()
-            loss = objective(_augmented(plan, train.inputs[index], ctx), train.labels[index], index)
-            for each in (optimiser, *others):
-                each.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(module.parameters(), 5.0)
-            for each in (optimiser, *others):
-                each.step()
-            schedule.step()
-        ctx.progress("training", (epoch + 1) / epochs, "")
-    module.eval()
-    module.requires_grad_(False)
+    def spent(inputs: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+        ctx.spend(len(inputs))
+        return objective(inputs, labels, index)
+
+    fit(subject.module, train.inputs, train.labels, epochs=epochs, rng=ctx.rng, rate=rate, others=others, start=start,
+        batch=min(128, max(16, len(train) // 16)), augment=lambda x: _augmented(plan, x, ctx), objective=spent,
+        after=lambda share: ctx.progress("training", share, ""))
 
 
 def _augmented(plan: Plan, inputs: Tensor, ctx: Context) -> Tensor:
@@ -60,7 +37,7 @@ def _augmented(plan: Plan, inputs: Tensor, ctx: Context) -> Tensor:
         inputs = plan.augment(inputs, ctx)
     elif inputs.dim() == 4:
         inputs = shift_and_flip(inputs, ctx.rng, shift=1, flip=False)
-    return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
+    return inputs
 
 
 @contextmanager
