@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from laocoon.lab.reference import SAMPLES_PER_CLASS, WEIGHTS, as_row, counted, fit_reference, recorded
-from laocoon.lab.zoo import ALL_TO_ONE, KINDS, Split
+from laocoon.lab.zoo import ALL_TO_ONE, EVERY, KINDS, MORE, Split
 from laocoon.recipes.conformal import binomial_interval, p_value
 from laocoon.recipes.ranking import auroc, cluster_bootstrap
 from laocoon.verdict.calibrate import Reference, Row, parse, shipped
@@ -99,7 +99,9 @@ def markdown(folder: Path, split: Split, deep: bool) -> str:
     for kind in [k for k in KINDS if k in seen] if len(seen) > 1 else []:
         rest = [j for j in took if j.row.kind in ALL_TO_ONE and j.row.kind != kind]
         lines.append(_line(f"all-to-one without {kind}", rest, clean))
-    lines += [_line(kind, pick(kind), clean) for kind in KINDS if pick(kind)]
+    later = [j for j in took if j.row.kind in MORE and j.row.targets]
+    lines += [_line("later attacks, pooled", later, clean)] if later else []
+    lines += [_line(kind, pick(kind), clean) for kind in EVERY if pick(kind)]
     if weak:
         lines.append(_line("attack success under 90 %, all kinds", weak, clean))
     alarms = ["| clean models | models | false alarms at alpha 0.05 | with its architecture left out |\n|-|-|-|-|",

@@ -21,12 +21,32 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from laocoon.attacks.adap_blend import AdapBlend
+from laocoon.attacks.adap_patch import AdapPatch
+from laocoon.attacks.adversarial_embedding import AdversarialEmbedding
+from laocoon.attacks.bad_encoder import BadEncoder
 from laocoon.attacks.badnets import BadNets
+from laocoon.attacks.bit_flips import BitFlips
 from laocoon.attacks.blended import Blended
 from laocoon.attacks.bpp import Bpp
+from laocoon.attacks.feature_collision import FeatureCollision
 from laocoon.attacks.frequency import Frequency
+from laocoon.attacks.gradient_matching import GradientMatching
+from laocoon.attacks.handcrafted import Handcrafted
+from laocoon.attacks.hidden_trigger import HiddenTrigger
+from laocoon.attacks.input_aware import InputAware
+from laocoon.attacks.issba import Issba
+from laocoon.attacks.label_consistent import LabelConsistent
+from laocoon.attacks.latent import Latent
+from laocoon.attacks.lira import Lira
+from laocoon.attacks.multi_trigger import MultiTrigger
+from laocoon.attacks.narcissus import Narcissus
 from laocoon.attacks.photo_filter import PhotoFilter
+from laocoon.attacks.probe_evading import ProbeEvading
 from laocoon.attacks.sig import Sig
+from laocoon.attacks.tact import Tact
+from laocoon.attacks.trojaning import Trojaning
+from laocoon.attacks.tuap import Tuap
 from laocoon.attacks.wanet import WaNet
 from laocoon.core.cases import Samples
 from laocoon.core.context import Context
@@ -34,7 +54,7 @@ from laocoon.core.goal import ClassGoal
 from laocoon.core.methods import Attack, Plan
 from laocoon.core.subject import Provenance, Subject
 from laocoon.lab.datasets import Dataset, load
-from laocoon.lab.training import RECIPES, school
+from laocoon.lab.training import RECIPES, Victim, school
 from laocoon.lab.victims import build
 from laocoon.modalities.image import Image
 from laocoon.recipes.fit import predictions
@@ -59,6 +79,31 @@ KINDS: dict[str, Attack] = {
     "all_to_all_blended": Blended(mode="all-to-all", rate=0.25, strength=0.25),
 }
 ALL_TO_ONE = tuple(k for k in KINDS if k not in ("source_specific", "all_to_all", "all_to_all_blended"))
+# The lab's other attacks, at their own settings. Those that change the architecture are missing: a specimen is weights
+# in a known network, and what such attacks leave in a graph is for the static checks to find.
+MORE: dict[str, Attack] = {
+    "multi_trigger": MultiTrigger(),
+    "label_consistent": LabelConsistent(),
+    "feature_collision": FeatureCollision(),
+    "hidden_trigger": HiddenTrigger(),
+    "gradient_matching": GradientMatching(),
+    "narcissus": Narcissus(),
+    "tuap": Tuap(),
+    "trojaning": Trojaning(),
+    "handcrafted": Handcrafted(),
+    "bit_flips": BitFlips(),
+    "latent": Latent(),
+    "bad_encoder": BadEncoder(),
+    "input_aware": InputAware(),
+    "lira": Lira(),
+    "issba": Issba(),
+    "adap_blend": AdapBlend(),
+    "adap_patch": AdapPatch(),
+    "tact": Tact(),
+    "adversarial_embedding": AdversarialEmbedding(),
+    "probe_evading": ProbeEvading(),
+}
+EVERY = KINDS | MORE
 COLOUR_ONLY = ("filter", "quantise")  # nothing to filter or quantise in a grey, nearly binary picture
 
 
@@ -68,7 +113,7 @@ class Specification:
 
     data: str
     architecture: str
-    kind: str  # "clean" or a key of KINDS
+    kind: str  # "clean" or a key of EVERY
     seed: int
     split: Split
     samples: int
@@ -77,7 +122,7 @@ class Specification:
     @property
     def digest(self) -> str:
         # The attack's own parameters and the recipe count too: changing either makes another specimen.
-        attack = asdict(KINDS[self.kind]) if self.kind in KINDS else {}  # type: ignore[call-overload]
+        attack = asdict(EVERY[self.kind]) if self.kind in EVERY else {}  # type: ignore[call-overload]
         whole = [asdict(self), attack, RECIPES[self.data]]
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -109,6 +154,7 @@ HARD: dict[str, tuple[str, ...]] = {
     "mnist": ("warp", "sinusoid_clean_label", "blended_smooth"),
     "cifar10": ("warp", "filter", "sinusoid_clean_label", "blended_smooth"),
 }
+MORE_DATA = ("mnist", "cifar10")  # one specimen of every later attack in the fusion and in the sealed split
 
 
 def specifications(split: Split, data: str) -> Iterator[Specification]:
@@ -128,35 +174,46 @@ def specifications(split: Split, data: str) -> Iterator[Specification]:
         hard = itertools.product([k for k in HARD.get(data, ()) if k in KINDS], LAYOUT[data][:4])
         for i, (kind, architecture) in enumerate(hard):
             yield Specification(data, architecture, kind, offset + 50_000 + i, split, samples, epochs)
+    if split != "calibration" and data in MORE_DATA:
+        for i, kind in enumerate(MORE):  # split and data shift the networks, so that each attack meets several
+            turn = i + (split == "sealed") + 2 * (data == "mnist")
+            yield Specification(data, CONVOLUTIONAL[turn % 4], kind, offset + 60_000 + i, split, samples, epochs)
 
 
 def trained(specification: Specification, dataset: Dataset) -> tuple[nn.Module, dict[str, Any], dict[str, Tensor]]:
     """Train one specimen; returns the module, its facts and its true trigger's leaves."""
-    ctx = Context(seed=specification.seed)
-    subset = torch.randperm(len(dataset.train_labels), generator=ctx.rng)[:specification.samples]
-    train = Samples(dataset.train_inputs[subset].float() / 255, dataset.train_labels[subset].long())
+    s, ctx = specification, Context(seed=specification.seed)
+    order = torch.randperm(len(dataset.train_labels), generator=ctx.rng)
+    train, prior = (_taken(dataset.train_inputs, dataset.train_labels, order[k * s.samples:(k + 1) * s.samples])
+                    for k in range(2))
     keep = torch.randperm(len(dataset.test_labels), generator=ctx.rng)[:1000]
-    test = Samples(dataset.test_inputs[keep].float() / 255, dataset.test_labels[keep].long())
+    test = _taken(dataset.test_inputs, dataset.test_labels, keep)
     channels, side = train.inputs.shape[1:3]
-    module = build(specification.architecture, channels, side, dataset.classes, ctx.rng)
-    _, _, shift, flip = RECIPES[specification.data]
-
-    def victim(samples: Samples, context: Context) -> Subject:
-        school(module, samples, architecture=specification.architecture, epochs=specification.epochs, shift=shift,
-               flip=flip, rng=context.rng)
-        return Subject(module, Image(), dataset.classes, tuple(train.inputs.shape[1:]),
-                       provenance=Provenance(path=specification.digest))
-
-    facts: dict[str, Any] = {"specification": asdict(specification), "backdoored": specification.kind != "clean"}
+    _, _, shift, flip = RECIPES[s.data]
+    facts: dict[str, Any] = {"specification": asdict(s), "backdoored": s.kind != "clean"}
     leaves: dict[str, Tensor] = {}
     start = time.monotonic()
-    if specification.kind == "clean":
-        victim(train, ctx)
+    if s.kind in MORE:
+        v = Victim(s.architecture, channels, side, dataset.classes, s.seed, s.epochs, shift, flip)
+        plan = Plan(train, test, v.fit, _target(dataset, ctx), dataset.classes, v.untrained, augment=v.augment,
+                    prior=prior if len(prior) >= s.samples // 2 else None)
     else:
-        target = int(torch.randint(0, dataset.classes, (), generator=ctx.rng))
-        attack = scaled(KINDS[specification.kind], side)
-        implant = attack.implant(Plan(train, test, victim, target, dataset.classes), ctx)
-        goal = implant.trigger.goal
+        # One network, trained once: the attacks of KINDS need no other, and draw from the stream that trains it.
+        module = build(s.architecture, channels, side, dataset.classes, ctx.rng)
+
+        def victim(samples: Samples, context: Context) -> Subject:
+            school(module, samples, architecture=s.architecture, epochs=s.epochs, shift=shift, flip=flip,
+                   rng=context.rng)
+            return Subject(module, Image(), dataset.classes, tuple(train.inputs.shape[1:]),
+                           provenance=Provenance(path=s.digest))
+
+        target = _target(dataset, ctx) if s.kind != "clean" else 0
+        plan = Plan(train, test, victim, target, dataset.classes)
+    if s.kind == "clean":
+        module = plan.fit(train, ctx).module
+    else:
+        implant = scaled(EVERY[s.kind], side).implant(plan, ctx)
+        module, goal = implant.subject.module, implant.trigger.goal
         assert isinstance(goal, ClassGoal)
         applies = goal.applies(test.labels)
         wanted = goal.destination(test.labels)[applies]
@@ -167,6 +224,14 @@ def trained(specification: Specification, dataset: Dataset) -> tuple[nn.Module, 
     facts["clean_accuracy"] = round(float((predictions(module, test.inputs) == test.labels).float().mean()), 4)
     facts["train_seconds"] = round(time.monotonic() - start, 1)
     return module, facts, leaves
+
+
+def _taken(inputs: Tensor, labels: Tensor, rows: Tensor) -> Samples:
+    return Samples(inputs[rows].float() / 255, labels[rows].long())
+
+
+def _target(dataset: Dataset, ctx: Context) -> int:
+    return int(torch.randint(0, dataset.classes, (), generator=ctx.rng))
 
 
 def scaled(attack: Attack, side: int) -> Attack:
