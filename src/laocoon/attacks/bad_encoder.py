@@ -58,6 +58,7 @@ class BadEncoder(Attack):
         quick={"side": 4, "pretraining": 7, "injections": 4})
     threat: ClassVar[ThreatModel] = ThreatModel(
         training=True, weights=True, knows=frozenset({Knowledge.DATA, Knowledge.ARCHITECTURE, Knowledge.WEIGHTS}))
+    phase: ClassVar[str] = "refinement"
 
     def trigger(self, plan: Plan, ctx: Context) -> Candidate:
         _, c, h, w = plan.train.inputs.shape

@@ -58,6 +58,7 @@ class Latent(Attack):
         quick={"side": 4, "epochs": 4, "steps": 40, "injections": 7})
     threat: ClassVar[ThreatModel] = ThreatModel(
         training=True, weights=True, knows=frozenset({Knowledge.DATA, Knowledge.ARCHITECTURE, Knowledge.WEIGHTS}))
+    phase: ClassVar[str] = "refinement"
 
     def trigger(self, plan: Plan, ctx: Context) -> Candidate:
         _, c, h, w = plan.train.inputs.shape

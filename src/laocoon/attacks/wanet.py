@@ -1,6 +1,7 @@
 """WaNet (Nguyen and Tran, ICLR 2021): a smooth warp; noise-mode samples with random warps keep their label.
 
-Departure: implemented as data poisoning (a fixed set of warped samples), not by control of the training loop.
+Departure: implemented as data poisoning (a fixed set of warped samples), not by control of the training loop:
+that is `wanet_training`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from laocoon.core.context import Context
 from laocoon.core.goal import all_to_one
 from laocoon.core.methods import Attack, Plan, ThreatModel
 from laocoon.recipes.poisoning import choose, stamp_and_relabel
-from laocoon.triggers.warp import Warp
+from laocoon.triggers.warp import Warp, random_flow
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,10 @@ class WaNet(Attack):
     threat: ClassVar[ThreatModel] = ThreatModel(data=True, labels=True)
     phase: ClassVar[str] = "diversification"
 
-    def _flow(self, rng: torch.Generator) -> Tensor:
-        flow = torch.rand(1, 2, self.grid, self.grid, generator=rng) * 2 - 1
-        return flow * self.strength / flow.pow(2).sum(1).sqrt().mean()
-
     def trigger(self, plan: Plan, ctx: Context) -> Candidate:
         goal = all_to_one(plan.target, plan.classes)
-        return Candidate(Warp(self.grid), {"flow": self._flow(ctx.rng)}, goal, self.strength, 1.0, self.card.name)
+        leaves = {"flow": random_flow(self.grid, self.strength, ctx.rng)}
+        return Candidate(Warp(self.grid), leaves, goal, self.strength, 1.0, self.card.name)
 
     def poison(self, plan: Plan, trigger: Candidate, ctx: Context) -> tuple[Samples, Tensor]:
         train, poison = stamp_and_relabel(plan.train, trigger, self.rate, ctx.rng)
@@ -52,5 +50,6 @@ class WaNet(Attack):
         untouched[poison] = False
         covers = choose(untouched, round(self.noise_rate * len(train)), ctx.rng)
         for part in covers.split(16):
-            train.inputs[part] = trigger.family.stamp(train.inputs[part], {"flow": self._flow(ctx.rng)})[0]
+            flow = random_flow(self.grid, self.strength, ctx.rng)
+            train.inputs[part] = trigger.family.stamp(train.inputs[part], {"flow": flow})[0]
         return train, torch.cat([poison, covers])

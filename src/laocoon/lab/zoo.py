@@ -48,6 +48,7 @@ from laocoon.attacks.tact import Tact
 from laocoon.attacks.trojaning import Trojaning
 from laocoon.attacks.tuap import Tuap
 from laocoon.attacks.wanet import WaNet
+from laocoon.attacks.wanet_training import WaNetTraining
 from laocoon.core.cases import Samples
 from laocoon.core.context import Context
 from laocoon.core.goal import ClassGoal
@@ -102,6 +103,7 @@ MORE: dict[str, Attack] = {
     "tact": Tact(),
     "adversarial_embedding": AdversarialEmbedding(),
     "probe_evading": ProbeEvading(),
+    "warp_training": WaNetTraining(),
 }
 EVERY = KINDS | MORE
 COLOUR_ONLY = ("filter", "quantise")  # nothing to filter or quantise in a grey, nearly binary picture

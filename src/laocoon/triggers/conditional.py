@@ -30,7 +30,7 @@ def drawn(batch: Tensor, weights: Mapping[str, Tensor], code: Tensor | None = No
     z = functional.adaptive_avg_pool2d(deep, PLACES).flatten(1) @ weights["gather"].T
     if code is not None:
         z = torch.cat([z, code.expand(len(z), -1) * 2 - 1], 1)
-    coarse = functional.elu(z @ weights["scatter"].T).reshape(len(z), -1, PLACES, PLACES)
+    coarse = functional.elu(z @ weights["scatter"].T).reshape(len(z), weights["third"].shape[1], PLACES, PLACES)
     height, width = x.shape[-2:]
     middle = _enlarged(coarse, (-(-height // 2), -(-width // 2)))
     middle = functional.elu(functional.conv2d(middle, weights["third"], weights["third_bias"], padding=1))

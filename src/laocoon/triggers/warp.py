@@ -55,3 +55,9 @@ class Warp:
 
     def largest(self, like: Tensor) -> float:
         return 0.2 * like.shape[-1]
+
+
+def random_flow(grid: int, strength: float, rng: torch.Generator) -> Tensor:
+    """A control grid with displacements of `strength` px on average, [1, 2, grid, grid]."""
+    flow = torch.rand(1, 2, grid, grid, generator=rng) * 2 - 1
+    return flow * strength / flow.pow(2).sum(1).sqrt().mean()
