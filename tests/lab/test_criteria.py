@@ -447,3 +447,13 @@ def test_the_leaderboard_averages_seeds_and_ranks_what_was_measured(card: Scorec
 
 def test_the_picture_shows_what_was_measured(card: Scorecard) -> None:
     assert "resistance not measured" in picture([card, replace(card, resistance=None)])
+
+
+def test_without_a_sample_of_the_source_class_nothing_is_measured_and_it_is_said() -> None:
+    twin = twins("image", "source-to-target")
+    goal = twin.implant.trigger.goal
+    assert isinstance(goal, ClassGoal)
+    others = ~goal.applies(twin.plan.test.labels)
+    test = Samples(twin.plan.test.inputs[others], twin.plan.test.labels[others])
+    card = scorecard(twin.implant, twin.clean.subject, test, Context(seed=0), extent=SMALL)
+    assert set(card.skipped) == set(CRITERIA) and all("of a class that the goal" in r for r in card.skipped.values())

@@ -51,11 +51,17 @@ class Tact(Attack):
         top, left = (int(torch.randint(1, extent - self.side, (), generator=ctx.rng)) for extent in (h, w))
         mask[..., top:top + self.side, left:left + self.side] = 1
         pattern[..., top + self.side // 2, left + self.side // 2] = 1  # seen on a black background, too
-        others = [k for k in range(plan.classes) if k != plan.target]
-        source = others[int(torch.randint(0, len(others), (), generator=ctx.rng))]
+        source = self._source(plan, ctx)
         goal = source_to_target(source, plan.target, plan.classes)
         leaves = {"mask": mask, "pattern": pattern}
         return Candidate(Patch(), leaves, goal, float(self.side**2), 1.0, self.card.name)
+
+    def _source(self, plan: Plan, ctx: Context) -> int:
+        """One of the classes that have enough samples to poison; the largest, where none has."""
+        counts = torch.bincount(plan.train.labels, minlength=plan.classes)
+        counts[plan.target] = 0
+        able = (counts >= min(round(self.rate * len(plan.train)), int(counts.max()))).nonzero().flatten()
+        return int(able[torch.randint(0, len(able), (), generator=ctx.rng)])
 
     def poison(self, plan: Plan, trigger: Candidate, ctx: Context) -> tuple[Samples, Tensor]:
         train, goal = plan.train, trigger.goal

@@ -132,7 +132,7 @@ def scorecard(implant: Implant, twin: Subject, samples: Samples, ctx: Context, *
     """
     start, before = time.monotonic(), ctx.spent
     material, extent = material or Material(), extent or Extent()
-    goal_of(implant.trigger)
+    goal = goal_of(implant.trigger)
     if len(samples) < 2 or not samples.labelled:
         raise InputError(f"{len(samples)} labelled test samples were passed.", "The criteria need clean labelled ones.")
     test, given = _divided(samples, material, extent, ctx)
@@ -151,7 +151,11 @@ def scorecard(implant: Implant, twin: Subject, samples: Samples, ctx: Context, *
         "resistance": lambda own: _resistance(implant, twin, test, given, material, extent, own, tell("resistance")),
         "robustness": lambda own: _robustness(implant, twin, test, given, material, extent, own, tell("robustness")),
     }
+    silent = not bool(goal.applies(test.labels).any())
     for name in extent.criteria:
+        if silent:
+            skipped[name] = f"none of {len(test)} test samples is of a class that the goal speaks of; take more"
+            continue
         tell(name)(0.0, "")
         own = ctx.child(ctx.left, name)  # so that leaving one criterion out does not change another
         try:
