@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -268,6 +269,11 @@ def to_markdown(results: Results, command: str = "laocoon lab table") -> str:
               str(d.unanswered)) for d in results.defences], 4)]
     if results.cards:
         parts += ["## Criteria", _board(leaderboard(results.cards))]
+    seen = _panel(results.cards)
+    if seen:
+        parts += ["## What the panel sees", "AUROC of each detector of the resistance criterion and, after the slash, "
+                  "the share that it misses at 5 % false alarms. Data filters judge training samples, run-time ones "
+                  "inputs, both within one model; means over seeds and subjects.", seen]
     if results.unfinished:
         parts += ["## Without a result", _table(("plan", "trial", "status", "reason"),
                   [(o.plan, o.what, o.status, o.reason) for o in results.unfinished], 4)]
@@ -312,6 +318,30 @@ def _board(board: Board) -> str:
     from laocoon.render.leaderboard import to_markdown as rendered
 
     return rendered(board).partition("\n")[2].strip()
+
+
+def _panel(cards: Sequence[Scorecard]) -> str:
+    """Attacks × the detectors that gave scores of samples; scores of models are the defences' table."""
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for card in cards:
+        resistance = card.resistance
+        for name, auroc in (resistance.auroc if resistance else {}).items():
+            missed = resistance.evasion[name].value if resistance else None
+            if "." not in name and auroc.value is not None and missed is not None:  # a rule of a model detector has one
+                which = f"{card.attack}, {re.sub(r'class [0-9]+', 'class', card.goal)}"  # seeds draw other classes
+                found.setdefault(which, {}).setdefault(name, []).append((auroc.value, missed))
+    detectors = sorted({d for row in found.values() for d in row})
+    if not detectors:
+        return ""
+    cells = [(name, *(_averaged(row.get(d, [])) for d in detectors)) for name, row in sorted(found.items())]
+    return _table(("attack", *detectors), cells, 1)
+
+
+def _averaged(pairs: Sequence[tuple[float, float]]) -> str:
+    if not pairs:
+        return "–"
+    auroc, missed = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
+    return f"{auroc:.3f} / {missed:.2f}"
 
 
 def most_striking(results: Results) -> list[Scorecard]:
