@@ -457,3 +457,14 @@ def test_without_a_sample_of_the_source_class_nothing_is_measured_and_it_is_said
     test = Samples(twin.plan.test.inputs[others], twin.plan.test.labels[others])
     card = scorecard(twin.implant, twin.clean.subject, test, Context(seed=0), extent=SMALL)
     assert set(card.skipped) == set(CRITERIA) and all("of a class that the goal" in r for r in card.skipped.values())
+
+
+def test_the_table_shows_what_filters_of_samples_see(card: Scorecard) -> None:
+    from laocoon.lab.tables import Results, to_markdown
+
+    text = to_markdown(Results((), (), (), (card, card)))
+    line = next(x for x in text.splitlines() if x.startswith("| badnets, class |"))
+    assert card.resistance is not None
+    found, missed = (m["activation_clustering"].value for m in (card.resistance.auroc, card.resistance.evasion))
+    assert f"{found:.3f} / {missed:.2f}" in line
+    assert "mm_bd.margin" not in text, "one score a model is no AUROC"
