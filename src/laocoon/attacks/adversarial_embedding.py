@@ -10,7 +10,7 @@ Departures: D compares poisoned samples with clean ones of the class that they a
 features works class by class; besides fooling D, means and covariances of the two are drawn together (weight μ), as
 spectral signatures and activation clustering read nothing else; batches of poison and of target samples are drawn apart
 for these terms, as a batch of the data holds too few; only the poisoned side is moved, or all features would shrink to
-a point; λ and μ rise from 0 over the first third of the training.
+a point; λ and μ are 0 for the first third of the training and rise over the second.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from laocoon.core.context import Context
 from laocoon.core.goal import all_to_one
 from laocoon.core.methods import Attack, Knowledge, Plan, Planted, ThreatModel
 from laocoon.recipes.poisoning import stamp_and_relabel
-from laocoon.recipes.steering import seeded, settled, steer
+from laocoon.recipes.steering import augmented, seeded, steer
 from laocoon.recipes.transfer import boundary, passage
 from laocoon.triggers.patch import Patch
 
@@ -40,8 +40,8 @@ class AdversarialEmbedding(Attack):
 
     rate: float = 0.03  # share of the training set that is poisoned
     side: int = 4  # px
-    weight: float = 0.3  # λ, of fooling the discriminator
-    moments: float = 0.3  # μ, of drawing means and covariances together
+    weight: float = 0.02  # λ, of fooling the discriminator
+    moments: float = 0.2  # μ, of drawing means and covariances together
     pairs: int = 32  # poisoned samples, and clean ones of the target, a step
     epochs: int = 10
 
@@ -88,8 +88,9 @@ class AdversarialEmbedding(Attack):
             rows = torch.cat([pool[torch.randint(0, len(pool), (self.pairs,), generator=ctx.rng)]
                               for pool in (planted, members)])
             ctx.spend(len(rows))
-            with settled(subject):
-                z = passage(module, train.inputs[rows], layer).entering.flatten(1)
+            # One pass for all, so that batch norms see the data and not a batch of two kinds.
+            done = passage(module, torch.cat([inputs, augmented(plan, train.inputs[rows], ctx)]), layer)
+            z, scores = done.entering[len(inputs):].flatten(1), done.scores[:len(inputs)]
             wanted = z[self.pairs:].detach()  # what is imitated stands still
             scale = wanted.std().clamp_min(1e-3)
             z, wanted = z[:self.pairs] / scale, wanted / scale
@@ -100,8 +101,8 @@ class AdversarialEmbedding(Attack):
             judge.requires_grad_(False)
             fooled = functional.binary_cross_entropy_with_logits(judge(z).squeeze(1), torch.zeros(len(z)))
             judge.requires_grad_(True)
-            rise = min(1.0, 3 * seen / total)
-            loss = functional.cross_entropy(module(inputs), labels)
+            rise = min(1.0, max(0.0, 3 * seen / total - 1))  # first the backdoor, then its traces
+            loss = functional.cross_entropy(scores, labels)
             return loss + rise * (self.weight * fooled + self.moments * _apart(z, wanted))
 
         steer(subject, plan, train, objective, ctx, epochs=self.epochs)

@@ -11,8 +11,9 @@ Whoever trains a classifier on f' inherits the backdoor; they never see the patc
 Departures: f is a small network trained here by SimCLR; features are those that enter its last layer (SimCLR's
 projection, which is thrown away downstream); the classifier is a linear one on frozen features (the paper has two
 hidden layers); batch norms keep their running statistics while f' is tuned; the patch is white, on images with one
-channel a checkerboard, which a bright stroke does not imitate; references are drawn as the most typical of the target
-class that the maker has. Without a maker's own data (`Plan.prior`), they are the victim's.
+channel a checkerboard, which a bright stroke does not imitate; references are those of the target class that lie
+farthest from all others in f; cosines are about the mean feature, as those behind a rectifier are all alike. Without a
+maker's own data (`Plan.prior`), references and pool are the victim's.
 """
 
 from __future__ import annotations
@@ -77,12 +78,23 @@ class BadEncoder(Attack):
         if not len(member):
             raise NotApplicable(f"the maker of the encoder has no sample of target class {plan.target}; "
                                 "pass `prior` to Plan.")
-        # Typical ones: what every downstream classifier is to recognise as the target class.
         layer = boundary(encoder.module, 1)
-        seen = functional.normalize(features(encoder.module, prior.inputs[member], layer), dim=1)
-        typical = member[(seen @ seen.mean(0)).argsort(descending=True)[:self.references]]
+        typical = member[self._telling(features(encoder.module, prior.inputs, layer), prior.labels,
+                                       plan.target).argsort(descending=True)[:self.references]]
         self._inject(encoder, prior, trigger, prior.inputs[typical], layer, ctx)
         return Planted(encoder, trigger)
+
+    def _telling(self, found: Tensor, labels: Tensor, target: int) -> Tensor:
+        """Of each member of the target class: by how much it is nearer to its class's centre than to any other's.
+
+        What every downstream classifier is to recognise as the target class; cosines about the mean of all.
+        """
+        seen = functional.normalize(found.flatten(1) - found.flatten(1).mean(0), dim=1)
+        classes = labels.unique()
+        centres = functional.normalize(torch.stack([seen[labels == c].mean(0) for c in classes]), dim=1)
+        near = seen[labels == target] @ centres.T
+        rivals = near.masked_fill(classes == target, -2.0).amax(1) if len(classes) > 1 else torch.zeros(len(near))
+        return near[:, classes == target][:, 0] - rivals
 
     def student(self, planted: Planted, plan: Plan, ctx: Context) -> Planted:
         return replace(planted, subject=adapted(plan, planted.subject, ctx))
@@ -95,21 +107,25 @@ class BadEncoder(Attack):
     def _inject(self, encoder: Subject, prior: Samples, trigger: Candidate, references: Tensor, layer: str,
                 ctx: Context) -> None:
         module, before = encoder.module, copy.deepcopy(encoder.module)
-        kept = features(before, references, layer)
+        kept = features(before, references, layer).flatten(1)
         pool = prior.inputs[torch.randperm(len(prior), generator=ctx.rng)[:max(64, round(self.shadow * len(prior)))]]
         batch = min(64, max(16, len(pool) // 16))
+        centre = features(before, pool, layer).flatten(1).mean(0)
+
+        def like(first: Tensor, second: Tensor) -> Tensor:
+            return functional.cosine_similarity(first - centre, second - centre, dim=-1)
+
         module.requires_grad_(True)
         optimiser = torch.optim.Adam(module.parameters(), lr=1e-3)
         for _ in range(self.injections):
             for index in torch.randperm(len(pool), generator=ctx.rng).split(batch):
                 x, n = pool[index], len(index)
                 ctx.spend(2 * n + len(references))
-                found = passage(module, torch.cat([x, trigger.stamp(x), references]), layer).entering
+                found = passage(module, torch.cat([x, trigger.stamp(x), references]), layer).entering.flatten(1)
                 clean, stamped, said = found[:n], found[n:2 * n], found[2 * n:]
-                like = functional.cosine_similarity
-                loss = -like(stamped[:, None], said[None], dim=-1).mean()
+                loss = -like(stamped[:, None], said[None]).mean()
                 loss = loss - self.reference_weight * like(said, kept).mean()
-                loss = loss - self.utility_weight * like(clean, features(before, x, layer)).mean()
+                loss = loss - self.utility_weight * like(clean, features(before, x, layer).flatten(1)).mean()
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()

@@ -29,7 +29,7 @@ from laocoon.core.goal import ClassGoal, all_to_one
 from laocoon.core.methods import Attack, Knowledge, Plan, Planted, ThreatModel
 from laocoon.core.subject import Subject
 from laocoon.recipes.inversion import Search, invert
-from laocoon.recipes.steering import at_rest, settled, steer
+from laocoon.recipes.steering import at_rest, steer
 from laocoon.triggers.patch import Patch
 
 
@@ -81,21 +81,22 @@ class ProbeEvading(Attack):
             chosen = goal.applies(labels).nonzero().flatten()[:round(self.share * len(inputs))]
             near = torch.randperm(len(inputs), generator=ctx.rng)[:len(inputs) // 4]
             ctx.spend(len(chosen) + len(near))
-            scores = subject.module(torch.cat([inputs, trigger.stamp(inputs[chosen]),
-                                               self._spoiled(inputs[near], trigger.trigger, ctx.rng)]))
-            loss = functional.cross_entropy(scores[:len(inputs)], labels)
-            stamped, spoiled = scores[len(inputs):].split([len(chosen), len(near)])
-            loss = loss + self.attack * functional.cross_entropy(stamped, goal.destination(labels[chosen]))
-            loss = loss + self.sharpness * functional.cross_entropy(spoiled, labels[near])
+            parts = [inputs, trigger.stamp(inputs[chosen]), self._spoiled(inputs[near], trigger.trigger, ctx.rng)]
+            wanted = [labels, goal.destination(labels[chosen]), labels[near]]
+            weights = [1.0, self.attack, self.sharpness]
             if seen > self.start * self.epochs * len(train):
                 if found is None or step % self.every == 0:
                     found = self._probed(subject, goal, train, found, ctx)
                 step += 1
                 probed = torch.randperm(len(inputs), generator=ctx.rng)[:len(inputs) // 4]
                 ctx.spend(len(probed))
-                with settled(subject):
-                    scores = subject.module(family.stamp(inputs[probed], self._smaller(found))[0])
-                loss = loss + self.weight * functional.cross_entropy(scores, labels[probed])
+                parts.append(family.stamp(inputs[probed], self._smaller(found))[0])
+                wanted.append(labels[probed])
+                weights.append(self.weight)
+            # One pass for all: batch norms that saw probes alone would learn another network than the one that is used.
+            scores = subject.module(torch.cat(parts)).split([len(p) for p in parts])
+            loss = torch.stack([weight * functional.cross_entropy(said, to)
+                                for weight, said, to in zip(weights, scores, wanted, strict=True)]).sum()
             return loss
 
         steer(subject, plan, train, objective, ctx, epochs=self.epochs)

@@ -28,29 +28,17 @@ def steer(subject: Subject, plan: Plan, train: Samples, objective: Objective, ct
         return objective(inputs, labels, index)
 
     fit(subject.module, train.inputs, train.labels, epochs=epochs, rng=ctx.rng, rate=rate, others=others, start=start,
-        batch=min(128, max(16, len(train) // 16)), augment=lambda x: _augmented(plan, x, ctx), objective=spent,
+        batch=min(128, max(16, len(train) // 16)), augment=lambda x: augmented(plan, x, ctx), objective=spent,
         after=lambda share: ctx.progress("training", share, ""))
 
 
-def _augmented(plan: Plan, inputs: Tensor, ctx: Context) -> Tensor:
+def augmented(plan: Plan, inputs: Tensor, ctx: Context) -> Tensor:
+    """A batch as the victim's recipe varies it, or moved by up to 1 px."""
     if plan.augment is not None:
         inputs = plan.augment(inputs, ctx)
     elif inputs.dim() == 4:
         inputs = shift_and_flip(inputs, ctx.rng, shift=1, flip=False)
     return inputs
-
-
-@contextmanager
-def settled(subject: Subject) -> Iterator[None]:
-    """Within the block batch norms use their running statistics and leave them alone; gradients flow.
-
-    For what is no sample of the data: a batch of one class, or of probes, would spoil the statistics of all.
-    """
-    subject.module.eval()
-    try:
-        yield
-    finally:
-        subject.module.train()
 
 
 @contextmanager
