@@ -76,6 +76,7 @@ class DefenceLine:
     auroc: Figure  # planted against clean
     named: Figure  # the most suspected class is a target, among answers that name one
     unanswered: int  # planted or clean models of which it said nothing
+    accused: str = ""  # planted and clean models called SUSPICIOUS, where the defence gives verdicts
 
 
 @dataclass(frozen=True)
@@ -187,8 +188,16 @@ def _defence_lines(done: Sequence[_Known], rows: Mapping[str, TrialRow]) -> list
             plan, cell[0].entry.tier, data, architecture, defence, label, len(ours), len(theirs),
             Figure(measure.value, measure.low, measure.high, "models") if measure.value is not None else Figure(None),
             Figure(sum(verdicts) / len(verdicts), low, high, "models") if verdicts else Figure(None),
-            len(planted) + len(against) - len(ours) - len(theirs)))
+            len(planted) + len(against) - len(ours) - len(theirs), _accused(planted, against)))
     return found
+
+
+def _accused(planted: Sequence[TrialRow], clean: Sequence[TrialRow]) -> str:
+    verdicts = [[r.result["answer"]["verdict"] for r in rows] for rows in (planted, clean)]
+    if not any(v for side in verdicts for v in side):
+        return ""
+    return ", ".join(f"{side.count('SUSPICIOUS')} of {len(side)} {name}"
+                     for side, name in zip(verdicts, ("planted", "clean"), strict=True))
 
 
 def _scores(rows: Sequence[TrialRow]) -> list[float]:
@@ -264,9 +273,10 @@ def to_markdown(results: Results, command: str = "laocoon lab table") -> str:
     if results.defences:
         parts += ["## Defences", "AUROC of a defence's score, planted models against their clean twins. *Right class*: "
                   "the most suspected class is a target.", _table(
-            ("data", "network", "defence", "attack", "planted", "clean", "AUROC", "right class", "no answer"),
+            ("data", "network", "defence", "attack", "planted", "clean", "AUROC", "right class", "no answer",
+             "called suspicious"),
             [(d.data, d.architecture, d.defence, d.attack, str(d.planted), str(d.clean), _said(d.auroc), _said(d.named),
-              str(d.unanswered)) for d in results.defences], 4)]
+              str(d.unanswered), d.accused or "–") for d in results.defences], 4)]
     if results.cards:
         parts += ["## Criteria", _board(leaderboard(results.cards))]
     seen = _panel(results.cards)

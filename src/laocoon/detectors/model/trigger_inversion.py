@@ -54,8 +54,9 @@ class TriggerInversion(Detector):
         needs=frozenset({Capability.GRADIENT, Capability.CLEAN}),
         summary="Searches the smallest patch, perturbation, warp and photo filter towards every class, in one batch.",
         misses="sample-specific and quantisation triggers; triggers towards most classes at once, which make a small "
-               "size the norm; source-specific triggers that need their source class; on the sealed test (default "
-               "budget) two of three warps, and photo filters and clean-label sinusoids of weak models altogether",
+               "size the norm; source-specific triggers that need their source class; triggers as strong as the "
+               "picture, blended in at a half or more; on the sealed test (default budget) two of three warps, and "
+               "photo filters and clean-label sinusoids of weak models altogether",
         quick={"families": ("patch",), "steps": 80, "batch": 24})
 
     def findings(self, case: ModelCase, ctx: Context) -> Iterator[Finding | Candidate]:
