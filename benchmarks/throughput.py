@@ -94,8 +94,8 @@ def main() -> None:
     inputs = torch.rand(told.images, 3, 32, 32, generator=ctx.rng).to(told.device)
     labels = torch.randint(0, 10, (told.images,), generator=ctx.rng).to(told.device)
     lines = ["# Training throughput", "",
-             f"`python benchmarks/throughput.py --rounds {told.rounds} --images {told.images}`: images per second relative to a bare "
-             f"PyTorch loop of the same run ({told.device}, one thread, batches of {BATCH}, "
+             f"`python benchmarks/throughput.py --rounds {told.rounds} --images {told.images}`: images per "
+             f"second relative to a bare PyTorch loop of the same run ({told.device}, one thread, batches of {BATCH}, "
              f"{told.images} pictures of 32 × 32 in memory); median over rounds, 95 % bootstrap interval.", "",
              "| network | loop | relative to bare |", "|---|---|---|"]
     for architecture in NETWORKS:
