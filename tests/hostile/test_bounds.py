@@ -20,19 +20,24 @@ from PIL import Image
 
 from laocoon.files.onnx_node import LARGEST_TENSOR
 
-MOST = 400 * 2**20  # bytes over an ordinary scan; each bomb asks for at least ten times as much
+MOST = 700 * 2**20  # bytes over an ordinary scan; each bomb asks for 1 GiB or more
 LONGEST = 30.0
 
 WORKER = """
-import json, resource, sys, time
+import json, pathlib, resource, sys, time
 from typer.testing import CliRunner
 from laocoon.cli.main import app
+def peak():
+    try:  # without pages of libraries: how many of those are mapped depends on what the machine has cached
+        told = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
+        return sum(sign * int(told[key].split()[0]) * 1024 for key, sign in (("VmHWM", 1), ("RssFile", -1)))
+    except (OSError, KeyError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 for line in sys.stdin:
     start = time.monotonic()
     ran = CliRunner().invoke(app, json.loads(line))
     crash = "" if ran.exception is None or isinstance(ran.exception, SystemExit) else repr(ran.exception)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(json.dumps([ran.exit_code, ran.output, crash, peak, time.monotonic() - start]), flush=True)
+    print(json.dumps([ran.exit_code, ran.output, crash, peak(), time.monotonic() - start]), flush=True)
 """
 
 
@@ -177,9 +182,9 @@ def test_bombs_stay_small(worker, tmp_path, colours):
         code, output, peak, seconds = worker("scan", model, "--data", path, *narrow)
         assert code in (2, 3), (name, output)
         assert peak - ordinary < MOST and seconds < LONGEST, (name, peak - ordinary, seconds)
-    code, output, peak, _ = worker("scan", tile(tmp_path / "k.onnx", 400), *narrow)
+    code, output, peak, _ = worker("scan", tile(tmp_path / "k.onnx", 560), *narrow)
     assert code == 3, output  # the benign neighbour of the graphs: large, but allowed
-    assert peak - ordinary > MOST, "the meter is deaf"
+    assert peak - ordinary > MOST, ("the meter is deaf", peak - ordinary)
     for name, path in graphs.items():
         code, output, peak, seconds = worker("scan", path, *narrow)
         assert code == 2 and output.startswith("error: ") and "refused" in output, (name, output)
