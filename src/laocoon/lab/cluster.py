@@ -39,7 +39,6 @@ def connected(address: str) -> Iterator[Any]:
     """The module `ray`, connected to a cluster: the one at the address, or with `auto` the one that runs here, or a
     new one of this machine alone, which ends with the run. Nothing is reported to Ray's makers."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
     except ImportError:
