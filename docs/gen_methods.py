@@ -14,13 +14,20 @@ from typing import Any
 
 from laocoon.core.card import Card
 from laocoon.core.catalogue import classes
-from laocoon.core.methods import Attack, Detector, Guard, Repair
+from laocoon.core.methods import Attack, Certifier, DataDetector, Detector, Guard, Repair, Trainer
 
-KINDS: tuple[tuple[str, str, type, str], ...] = (
-    ("detectors", "Detectors", Detector, "examine a model; `laocoon scan` runs those of the model's modality"),
-    ("guards", "Guards", Guard, "judge requests at run time"),
-    ("repairs", "Repairs", Repair, "remove a backdoor from a copy of a model"),
-    ("attacks", "Attacks", Attack, "plant backdoors for measuring defences: the lab and the positive control only"),
+# package, folder of the pages, title, contract, what they do
+KINDS: tuple[tuple[str, str, str, type, str], ...] = (
+    ("detectors.model", "detectors", "Detectors", Detector,
+     "examine a model; `laocoon scan` runs those of the model's modality"),
+    ("detectors.data", "data_detectors", "Data detectors", DataDetector,
+     "judge the samples of a training set; `laocoon sift` runs them"),
+    ("guards", "guards", "Guards", Guard, "judge requests at run time"),
+    ("repairs", "repairs", "Repairs", Repair, "remove a backdoor from a copy of a model"),
+    ("trainers", "trainers", "Trainers", Trainer, "train on data that may hold poison"),
+    ("certifiers", "certifiers", "Certifiers", Certifier, "prove a statement about a model, and say what it is"),
+    ("attacks", "attacks", "Attacks", Attack,
+     "plant backdoors for measuring defences: the lab and the positive control only"),
 )
 PACKAGE = Path(__file__).parent.parent / "src" / "laocoon"
 
@@ -80,8 +87,9 @@ def method_page(method: Any, folder: str) -> Page:
 
 def installed() -> list[tuple[str, str, str, list[Any]]]:
     """Kind by kind: folder, title, what they do, methods."""
-    return [(folder, title, what, list(classes(f"laocoon.{folder}", kind)))
-            for folder, title, kind, what in KINDS if (PACKAGE / folder).is_dir()]
+    return [(folder, title, what, list(classes(f"laocoon.{package}", kind)))
+            for package, folder, title, kind, what in KINDS
+            if (PACKAGE / package.replace(".", "/") / "__init__.py").is_file()]
 
 
 def index_page() -> Page:

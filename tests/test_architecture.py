@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from laocoon.core.catalogue import classes
-from laocoon.core.methods import Attack, Detector, Guard, Repair
+from laocoon.core.methods import Attack, Certifier, DataDetector, Detector, Guard, Repair, Trainer
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "laocoon"
@@ -131,12 +131,13 @@ def test_packages_are_empty() -> None:
 
 
 @pytest.mark.parametrize(("package", "kind"), [
-    ("attacks", Attack), ("detectors", Detector), ("guards", Guard), ("repairs", Repair)])
+    ("attacks", Attack), ("detectors/model", Detector), ("detectors/data", DataDetector), ("guards", Guard),
+    ("repairs", Repair), ("trainers", Trainer), ("certifiers", Certifier)])
 def test_module_is_named_like_its_card(package: str, kind: type) -> None:
     if not (SOURCE / package).is_dir():
         pytest.skip(f"no {package} yet")
     seen: dict[str, str] = {}
-    for method in classes(f"laocoon.{package}", kind):
+    for method in classes(f"laocoon.{package.replace('/', '.')}", kind):
         name = method.__module__.rsplit(".", 1)[1]
         assert method.card.name == name, f"{method.__module__} holds a card named {method.card.name!r}"
         assert name not in seen, f"{method.__module__} holds two methods"

@@ -326,18 +326,26 @@ def test_a_ruined_model_is_no_robust_backdoor(pair: Twins) -> None:
     assert axis is not None and axis.value == 0
 
 
+class Weights:
+    """Not a tensor, so that the parameters of a report stay plain."""
+
+    def __init__(self, weights: dict[str, torch.Tensor]) -> None:
+        self.weights = weights
+
+
+@dataclass(frozen=True, eq=False)
 class Swap(Repair):
     """Puts the clean twin's weights in: the perfect repair."""
 
-    def __init__(self, clean: Subject) -> None:
-        self.clean = clean
+    clean: Weights
+    card = Card("swap", "none", "https://example.com", frozenset({"image"}), frozenset(), "")
 
     def operate(self, patient: Subject, case: ModelCase, ctx: Context) -> None:
-        patient.module.load_state_dict(self.clean.module.state_dict())
+        patient.module.load_state_dict(self.clean.weights)
 
 
 def test_a_repair_is_a_treatment(pair: Twins) -> None:
-    patient = repaired(Swap(pair.clean.subject))(pair.planted.subject, pair.plan.test, Context())
+    patient = repaired(Swap(Weights(pair.clean.subject.module.state_dict())))(pair.planted.subject, pair.plan.test, Context())
     assert float(hits(patient, pair.implant.trigger, pair.plan.test, Context()).float().mean()) < 0.2
     assert float(right(patient, pair.plan.test, Context()).float().mean()) == pytest.approx(pair.accuracy)
 

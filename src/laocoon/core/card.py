@@ -17,6 +17,8 @@ class Capability(str, Enum):
     QUERY = "query"  # outputs can be asked for
     HARD_LABEL = "hard-label"  # outputs are labels only
     CLEAN = "clean samples"  # the case holds clean samples (offered by the case, not by the subject)
+    ARCHITECTURE = "an architecture"  # new networks can be trained (offered by a case of data)
+    CANDIDATES = "candidate triggers"  # triggers that a scan recovered (offered by a case of a model)
 
 
 @dataclass(frozen=True)

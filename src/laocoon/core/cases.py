@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from laocoon.core.candidate import Candidate
+from laocoon.core.context import Context
 from laocoon.core.subject import Subject
 
 
@@ -40,3 +42,19 @@ class ModelCase:
     @property
     def modality(self) -> str:
         return self.subject.modality.name
+
+
+@dataclass(frozen=True, eq=False)
+class DataCase:
+    """A training set that may hold poison. `suspects.labels` are those that were delivered with it.
+
+    `subject` was trained on the suspects, by the user or for the purpose; `trusted` samples are known to be clean from
+    elsewhere; `untrained` makes a new network of the architecture that will be trained, for methods that train.
+    """
+
+    suspects: Samples
+    classes: int
+    subject: Subject | None = None
+    trusted: Samples | None = None
+    untrained: Callable[[Context], Subject] | None = None
+    modality: str = "image"

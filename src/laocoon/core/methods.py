@@ -15,10 +15,10 @@ from torch import Tensor
 from laocoon import __version__
 from laocoon.core.candidate import Candidate
 from laocoon.core.card import Capability, Card
-from laocoon.core.cases import ModelCase, Samples
+from laocoon.core.cases import DataCase, ModelCase, Samples
 from laocoon.core.context import Context
 from laocoon.core.errors import BudgetSpent, NotApplicable
-from laocoon.core.report import Finding, Report
+from laocoon.core.report import Certificate, Finding, Report
 from laocoon.core.subject import Subject
 
 
@@ -102,16 +102,8 @@ class Detector(ABC):
 
     def missing(self, case: ModelCase) -> str:
         """Why this method cannot examine this case; empty when it can."""
-        if case.modality not in self.card.modalities:
-            return f"{self.card.name} examines {', '.join(sorted(self.card.modalities))}, not {case.modality}."
-        have = set(case.subject.capabilities)
-        if case.fit is not None and len(case.fit):
-            have.add(Capability.CLEAN)
-        lacking = sorted(c.value for c in self.card.needs - have)
-        if not lacking:
-            return ""
-        hint = " Pass some with --data." if Capability.CLEAN.value in lacking else ""
-        return f"{self.card.name} needs {', '.join(lacking)}.{hint}"
+        reason = _lacking(self.card, case.modality, offered_by_model(case))
+        return f"{reason} Pass some with --data." if Capability.CLEAN.value in reason else reason
 
     @abstractmethod
     def findings(self, case: ModelCase, ctx: Context) -> Iterator[Finding | Candidate]:
@@ -234,17 +226,116 @@ class Attack(ABC):
                        artefact.subject if artefact.subject is not planted.subject else None)
 
 
-class Guard(ABC):
-    """Judges requests at run time, at bounded cost."""
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What a data detector says: a suspicion per sample, and its report. No scores where it was skipped or stopped."""
+
+    report: Report
+    scores: Tensor | None  # [n], higher is more suspicious, finite; the order of `DataCase.suspects`
+
+
+class DataDetector(ABC):
+    """Judges the samples of a training set. Subclasses are frozen dataclasses and write only `scores`."""
 
     card: ClassVar[Card]
 
-    @abstractmethod
-    def fit(self, case: ModelCase, ctx: Context) -> Guard: ...
+    @final
+    def examine(self, case: DataCase, ctx: Context) -> Scored:
+        """Run, account and report. Never raises for a missing need or a spent budget: it says so."""
+        start, scores = time.monotonic(), None
+        reason, skipped = _lacking(self.card, case.modality, offered_by_data(case)), True
+        if not reason:
+            skipped = False
+            try:
+                scores = self.scores(case, ctx).detach().float().cpu()
+                if scores.shape != (len(case.suspects),) or not bool(torch.isfinite(scores).all()):
+                    scores, reason = None, f"{self.card.name} gave scores that are not one finite number a sample."
+            except NotApplicable as error:
+                reason, skipped = str(error), True
+            except BudgetSpent as error:
+                reason = str(error)
+        return Scored(_reported(self, self.card.name, reason, skipped, "", ctx, start), scores)
 
     @abstractmethod
-    def check(self, batch: Tensor) -> Tensor:
-        """Suspicion per sample, [batch]; higher is more suspicious."""
+    def scores(self, case: DataCase, ctx: Context) -> Tensor:
+        """Suspicion per sample, [n]; higher is more suspicious."""
+
+
+def offered_by_data(case: DataCase) -> set[Capability]:
+    """What a case of data offers to methods."""
+    have = set() if case.subject is None else set(case.subject.capabilities)
+    if case.trusted is not None and len(case.trusted):
+        have.add(Capability.CLEAN)
+    if case.untrained is not None:
+        have.add(Capability.ARCHITECTURE)
+    return have
+
+
+def offered_by_model(case: ModelCase) -> set[Capability]:
+    """What a case of a model offers to methods."""
+    have = set(case.subject.capabilities)
+    if case.fit is not None and len(case.fit):
+        have.add(Capability.CLEAN)
+    if case.candidates:
+        have.add(Capability.CANDIDATES)
+    return have
+
+
+def _lacking(card: Card, modality: str, have: set[Capability]) -> str:
+    """Why a method cannot run; empty when it can."""
+    if modality not in card.modalities:
+        return f"{card.name} works on {', '.join(sorted(card.modalities))}, not {modality}."
+    lacking = sorted(c.value for c in card.needs - have)
+    return f"{card.name} needs {', '.join(lacking)}." if lacking else ""
+
+
+def _reported(method: Any, name: str, reason: str, skipped: bool, subject: str, ctx: Context, start: float) -> Report:
+    return Report(
+        method=name, params=asdict(method), findings=(), examined=() if skipped else (name,),
+        skipped=(name,) if skipped else (), reason=reason, subject=subject, seed=ctx.seed, spent=ctx.spent,
+        seconds=time.monotonic() - start, version=__version__, complete=not reason)
+
+
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """What a guard says of a batch: the model's own answer, which it had to compute, and a suspicion per sample."""
+
+    logits: Tensor  # [batch, classes]
+    scores: Tensor  # [batch], higher is more suspicious; never NaN
+
+
+class Watch(Protocol):
+    """A guard that has been fitted to a model: bounded cost, no randomness of its own, no gradient."""
+
+    @property
+    def passes(self) -> float:
+        """Forward passes of the model for each sample checked, the model's own answer included."""
+
+    def check(self, batch: Tensor) -> Checked:
+        """[batch, …] canonical inputs. InputError where they are not finite or of another shape."""
+
+
+class Guard(ABC):
+    """Judges requests at run time, at bounded cost. Parameters are fields; what is learnt is in the `Watch`."""
+
+    card: ClassVar[Card]
+
+    @final
+    def missing(self, case: ModelCase) -> str:
+        """Why this guard cannot watch this case; empty when it can."""
+        return _lacking(self.card, case.modality, offered_by_model(case))
+
+    @abstractmethod
+    def fit(self, case: ModelCase, ctx: Context) -> Watch:
+        """Fitted on `case.fit` alone. The subject is left as found. NotApplicable where the model does not fit."""
+
+
+@dataclass(frozen=True, eq=False)
+class Mended:
+    """A repaired copy, or none where the repair could not be done; the report says why."""
+
+    subject: Subject | None
+    report: Report
 
 
 class Repair(ABC):
@@ -253,13 +344,75 @@ class Repair(ABC):
     card: ClassVar[Card]
 
     @final
-    def mend(self, case: ModelCase, ctx: Context) -> Subject:
-        patient = case.subject.copy()
-        self.operate(patient, case, ctx)
-        patient.module.eval()
-        patient.module.requires_grad_(False)
-        return patient
+    def mend(self, case: ModelCase, ctx: Context) -> Mended:
+        """Run, account and report. Never raises for a missing need or a spent budget: it says so."""
+        start, patient = time.monotonic(), None
+        reason, skipped = _lacking(self.card, case.modality, offered_by_model(case)), True
+        if not reason:
+            skipped, patient = False, case.subject.copy()
+            try:
+                self.operate(patient, case, ctx)
+                if not all(bool(torch.isfinite(p).all()) for p in patient.module.state_dict().values()):
+                    reason, patient = f"{self.card.name} left weights that are not finite.", None
+            except NotApplicable as error:
+                reason, skipped, patient = str(error), True, None
+            except BudgetSpent as error:
+                reason, patient = str(error), None
+        if patient is not None:
+            patient.module.eval()
+            patient.module.requires_grad_(False)
+        origin = case.subject.provenance.sha256
+        return Mended(patient, _reported(self, self.card.name, reason, skipped, origin, ctx, start))
 
     @abstractmethod
-    def operate(self, patient: Subject, case: ModelCase, ctx: Context) -> None: ...
+    def operate(self, patient: Subject, case: ModelCase, ctx: Context) -> None:
+        """Change the patient's module in place, with `case.fit` and, where it uses them, `case.candidates`."""
 
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A model trained on data that may hold poison, or none; the report says why."""
+
+    subject: Subject | None
+    report: Report
+    kept: Tensor | None = None  # indices of the samples that the trainer trusted in the end, where it chose
+
+
+class Trainer(ABC):
+    """Trains a model on data that may be poisoned."""
+
+    card: ClassVar[Card]
+
+    @final
+    def train(self, case: DataCase, ctx: Context) -> Trained:
+        """Run, account and report. Never raises for a missing need or a spent budget: it says so."""
+        start, subject, kept = time.monotonic(), None, None
+        reason, skipped = _lacking(self.card, case.modality, offered_by_data(case)), True
+        if not reason:
+            skipped = False
+            try:
+                subject, kept = self.fit(case, ctx)
+            except NotApplicable as error:
+                reason, skipped = str(error), True
+            except BudgetSpent as error:
+                reason = str(error)
+        return Trained(subject, _reported(self, self.card.name, reason, skipped, "", ctx, start), kept)
+
+    @abstractmethod
+    def fit(self, case: DataCase, ctx: Context) -> tuple[Subject, Tensor | None]:
+        """The trained model and the indices of the samples that it trusted, None where it chooses none."""
+
+
+class Certifier(ABC):
+    """Proves a statement about a model. A certificate says what holds, under which assumptions, for which inputs."""
+
+    card: ClassVar[Card]
+
+    @final
+    def missing(self, case: ModelCase) -> str:
+        """Why this case cannot be certified; empty when it can."""
+        return _lacking(self.card, case.modality, offered_by_model(case))
+
+    @abstractmethod
+    def certify(self, case: ModelCase, ctx: Context) -> Certificate:
+        """The certificate; NotApplicable where the model or the samples do not fit."""

@@ -127,6 +127,24 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Certificate:
+    """What was proven. `holds` is None where neither a proof nor a counter-example was found."""
+
+    method: str
+    statement: str  # in one sentence, with its numbers
+    assumptions: tuple[str, ...]  # under which it is true
+    inputs: str  # for which inputs it was proven
+    holds: bool | None
+    values: Mapping[str, Any] = field(default_factory=dict)  # figures, per input where there are some; JSON-able
+    reason: str = ""  # why it does not hold, or could not be decided
+    counterexample: Any = field(default=None, repr=False, compare=False)  # tensors by name; not in the JSON
+
+    def to_dict(self) -> dict[str, Any]:
+        slim = {f: getattr(self, f) for f in self.__dataclass_fields__ if f != "counterexample"}
+        return {"schema": "laocoon-certificate/1", **_plain(slim)}
+
+
+@dataclass(frozen=True)
 class ScanReport:
     """The answer of a scan. `to_dict` is the public JSON; tensors (candidates, pictures) stay out of it."""
 

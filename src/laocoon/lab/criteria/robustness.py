@@ -118,7 +118,10 @@ def repaired(repair: Repair) -> Treatment:
     """A repair as a treatment: it sees the model and the samples, never the truth."""
 
     def mend(subject: Subject, samples: Samples, ctx: Context) -> Subject:
-        return repair.mend(ModelCase(subject, samples.to(home(subject)), None), ctx)
+        mended = repair.mend(ModelCase(subject, samples.to(home(subject)), None), ctx)
+        if mended.subject is None:
+            raise NotApplicable(mended.report.reason)
+        return mended.subject
 
     return mend
 
