@@ -60,11 +60,12 @@ class Workshop:
     def perform(self, trial: Trial, needs: Mapping[str, TrialRow]) -> Ended:
         """Do a trial; `needs` are the rows of those that it waited for. Same trial, same result."""
         start = time.monotonic()
-        bench = self._bench(trial.specification)
+        bench = self.bench(trial.specification)
         done = {"twin": bench.twin, "implant": bench.implant, "defence": bench.defence}[trial.kind](trial, needs)
         return Ended(DONE, done.result, done.artefacts, seconds=round(time.monotonic() - start, 3))
 
-    def _bench(self, facts: Mapping[str, Any]) -> Bench:
+    def bench(self, facts: Mapping[str, Any]) -> Bench:
+        """The subject, the samples and the seed that a trial speaks of."""
         dataset, found = self.dataset(facts["data"])
         if found != facts["data_digest"]:
             raise InputError(f"data set {facts['data']!r} changed while the plan ran.", "Run the plan again.")
@@ -107,7 +108,7 @@ class Bench:
         if maker is None:
             subject = self.victim.fit(self.lot.train, ctx)
         else:
-            attack, plan = attack_in(maker), self.plan(self._target(None))
+            attack, plan = attack_in(maker), self.plan(self.target(None))
             assert isinstance(attack, Maker)
             subject = adapted(plan, attack.honest(plan, ctx), ctx)
         facts = {"backdoored": False, "trial": trial.digest, "specification": trial.specification}
@@ -116,7 +117,7 @@ class Bench:
 
     def implant(self, trial: Trial, needs: Mapping[str, TrialRow]) -> Made:
         facts = trial.specification
-        attack, target = attack_in(facts["attack"]), self._target(facts["target"])
+        attack, target = attack_in(facts["attack"]), self.target(facts["target"])
         twin_row = needs[facts["twin"]]
         twin = self.restored(twin_row.artefacts)
         ctx, start = Context(seed=self.victim.seed), time.monotonic()
@@ -166,7 +167,7 @@ class Bench:
         subject = self.victim.subject(module)
         return self._opened(self._graph(subject, {})) if graph else subject
 
-    def _target(self, wanted: int | None) -> int:
+    def target(self, wanted: int | None) -> int:
         """The same for every attack under one seed."""
         if wanted is not None:
             if wanted >= self.victim.classes:

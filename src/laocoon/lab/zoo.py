@@ -184,37 +184,15 @@ def specifications(split: Split, data: str) -> Iterator[Specification]:
 
 def trained(specification: Specification, dataset: Dataset) -> tuple[nn.Module, dict[str, Any], dict[str, Tensor]]:
     """Train one specimen; returns the module, its facts and its true trigger's leaves."""
-    s, ctx = specification, Context(seed=specification.seed)
-    order = torch.randperm(len(dataset.train_labels), generator=ctx.rng)
-    train, prior = (_taken(dataset.train_inputs, dataset.train_labels, order[k * s.samples:(k + 1) * s.samples])
-                    for k in range(2))
-    keep = torch.randperm(len(dataset.test_labels), generator=ctx.rng)[:1000]
-    test = _taken(dataset.test_inputs, dataset.test_labels, keep)
-    channels, side = train.inputs.shape[1:3]
-    _, _, shift, flip = RECIPES[s.data]
+    s, start = specification, time.monotonic()
+    plan, ctx = _plan(s, dataset)
+    test = plan.test
     facts: dict[str, Any] = {"specification": asdict(s), "backdoored": s.kind != "clean"}
     leaves: dict[str, Tensor] = {}
-    start = time.monotonic()
-    if s.kind in MORE:
-        v = Victim(s.architecture, channels, side, dataset.classes, s.seed, s.epochs, shift, flip)
-        plan = Plan(train, test, v.fit, _target(dataset, ctx), dataset.classes, v.untrained, augment=v.augment,
-                    prior=prior if len(prior) >= s.samples // 2 else None)
-    else:
-        # One network, trained once: the attacks of KINDS need no other, and draw from the stream that trains it.
-        module = build(s.architecture, channels, side, dataset.classes, ctx.rng)
-
-        def victim(samples: Samples, context: Context) -> Subject:
-            school(module, samples, architecture=s.architecture, epochs=s.epochs, shift=shift, flip=flip,
-                   rng=context.rng)
-            return Subject(module, Image(), dataset.classes, tuple(train.inputs.shape[1:]),
-                           provenance=Provenance(path=s.digest))
-
-        target = _target(dataset, ctx) if s.kind != "clean" else 0
-        plan = Plan(train, test, victim, target, dataset.classes)
     if s.kind == "clean":
-        module = plan.fit(train, ctx).module
+        module = plan.fit(plan.train, ctx).module
     else:
-        implant = scaled(EVERY[s.kind], side).implant(plan, ctx)
+        implant = scaled(EVERY[s.kind], test.inputs.shape[-1]).implant(plan, ctx)
         module, goal = implant.subject.module, implant.trigger.goal
         assert isinstance(goal, ClassGoal)
         applies = goal.applies(test.labels)
@@ -226,6 +204,41 @@ def trained(specification: Specification, dataset: Dataset) -> tuple[nn.Module, 
     facts["clean_accuracy"] = round(float((predictions(module, test.inputs) == test.labels).float().mean()), 4)
     facts["train_seconds"] = round(time.monotonic() - start, 1)
     return module, facts, leaves
+
+
+def training_set(specification: Specification, dataset: Dataset) -> tuple[Samples, Tensor]:
+    """What a specimen was trained on, and the indices that were poisoned: none where nobody poisoned data."""
+    plan, ctx = _plan(specification, dataset)
+    if specification.kind == "clean":
+        return plan.train, torch.zeros(0, dtype=torch.long)
+    attack = scaled(EVERY[specification.kind], plan.test.inputs.shape[-1])
+    return attack.poison(plan, attack.trigger(plan, ctx), ctx)
+
+
+def _plan(s: Specification, dataset: Dataset) -> tuple[Plan, Context]:
+    """What an attacker starts from, and the randomness from there on."""
+    ctx = Context(seed=s.seed)
+    order = torch.randperm(len(dataset.train_labels), generator=ctx.rng)
+    train, prior = (_taken(dataset.train_inputs, dataset.train_labels, order[k * s.samples:(k + 1) * s.samples])
+                    for k in range(2))
+    keep = torch.randperm(len(dataset.test_labels), generator=ctx.rng)[:1000]
+    test = _taken(dataset.test_inputs, dataset.test_labels, keep)
+    channels, side = train.inputs.shape[1:3]
+    _, _, shift, flip = RECIPES[s.data]
+    if s.kind in MORE:
+        v = Victim(s.architecture, channels, side, dataset.classes, s.seed, s.epochs, shift, flip)
+        return Plan(train, test, v.fit, _target(dataset, ctx), dataset.classes, v.untrained, augment=v.augment,
+                    prior=prior if len(prior) >= s.samples // 2 else None), ctx
+    # One network, trained once: the attacks of KINDS need no other, and draw from the stream that trains it.
+    module = build(s.architecture, channels, side, dataset.classes, ctx.rng)
+
+    def victim(samples: Samples, context: Context) -> Subject:
+        school(module, samples, architecture=s.architecture, epochs=s.epochs, shift=shift, flip=flip, rng=context.rng)
+        return Subject(module, Image(), dataset.classes, tuple(train.inputs.shape[1:]),
+                       provenance=Provenance(path=s.digest))
+
+    target = _target(dataset, ctx) if s.kind != "clean" else 0
+    return Plan(train, test, victim, target, dataset.classes), ctx
 
 
 def _taken(inputs: Tensor, labels: Tensor, rows: Tensor) -> Samples:
