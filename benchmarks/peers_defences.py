@@ -85,6 +85,7 @@ if toolkit == "art":
         said["flags"] = [int(not c) for c in clean]
     elif name == "STRIP":
         from art.defences.transformer.poisoning.strip import STRIP
+        full = torch.nn.Sequential(full, torch.nn.Softmax(1))  # it takes entropies of what comes out
         guarded = STRIP(make(PyTorchClassifier))(num_samples=20, false_acceptance_rate=0.05)
         guarded.mitigate(data["given"])
         for side in ("clean", "stamped"):
@@ -95,7 +96,8 @@ if toolkit == "art":
         NeuralCleanse(make(PyTorchClassifier))(make(PyTorchClassifier))
 else:
     import trojanvision.defenses as defenses
-    kind = getattr(defenses, name)
+    from trojanvision.defenses.backdoor.training_filtering.spectral_signature import SpectralSignature
+    kind = SpectralSignature if name == "SpectralSignature" else getattr(defenses, name)
 
     class Model:
         num_classes = classes

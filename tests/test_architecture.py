@@ -28,7 +28,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("trust", "render"),
     ("lab",),
     ("testing",),
-    ("cli", "serve"),
+    ("serve",),
+    ("cli",),  # starts the service
 )
 OPEN = FLOORS[1]
 METHODS = FLOORS[3]

@@ -4,7 +4,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    # The three names of the three-line recipe, resolved lazily so that `import laocoon` stays instant
+    # The names of the three-line recipes, resolved lazily so that `import laocoon` stays instant
     # and so that no floor is imported from below.
     if name == "load_model":
         from laocoon.files.open import load_model
@@ -18,4 +18,8 @@ def __getattr__(name: str) -> object:
         from laocoon.verdict.scan import scan
 
         return scan
+    if name == "repair":
+        from laocoon.verdict.repair import repair
+
+        return repair
     raise AttributeError(f"module 'laocoon' has no attribute {name!r}")

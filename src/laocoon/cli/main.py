@@ -8,11 +8,17 @@ from typing import Annotated
 import typer
 
 from laocoon import __version__
+from laocoon.cli.certify import certify
 from laocoon.cli.demo import demo
 from laocoon.cli.doctor import doctor
 from laocoon.cli.errors import Command
+from laocoon.cli.guard import app as guard
 from laocoon.cli.lab import app as lab
+from laocoon.cli.repair import repair
 from laocoon.cli.scan import scan
+from laocoon.cli.sift import sift
+from laocoon.cli.trace import trace
+from laocoon.cli.train import train
 
 app = typer.Typer(
     name="laocoon",
@@ -42,6 +48,12 @@ def main(
 
 
 app.command("scan", cls=Command)(scan)
+app.command("sift", cls=Command)(sift)
+app.command("trace", cls=Command)(trace)
+app.command("repair", cls=Command)(repair)
+app.command("train", cls=Command)(train)
+app.command("certify", cls=Command)(certify)
 app.command("doctor", cls=Command)(doctor)
 app.command("demo", cls=Command)(demo)
+app.add_typer(guard, name="guard")
 app.add_typer(lab, name="lab")

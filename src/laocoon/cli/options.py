@@ -18,6 +18,7 @@ import typer
 
 from laocoon.core.errors import InputError
 
+_SHORT = {"out": "-o"}
 _SIMPLE: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool, "Path": Path}
 
 
@@ -118,6 +119,7 @@ def _parameter(option: Option) -> inspect.Parameter:
     else:
         info = typer.Option(
             option.flag,
+            *([_SHORT[option.field]] if option.field in _SHORT else []),
             parser=_number(simple) if simple in (int, float) else None,
             help=option.help,
             metavar=option.metavar,

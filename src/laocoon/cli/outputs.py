@@ -76,9 +76,9 @@ def prepare(html: str | None, json: str | None, sarif: str | None, inputs: tuple
         if html.lower() != "none":
             files["html"] = html
     else:
-        name = _free_default()
+        name = free_default(DEFAULT)
         try:
-            _check("html", name, ())
+            check_place("html", name, ())
             files["html"] = name
         except InputError as error:
             notes.append(f"no HTML report: {error.problem}")
@@ -89,14 +89,14 @@ def prepare(html: str | None, json: str | None, sarif: str | None, inputs: tuple
         raise InputError("two reports are to go to the same file.", "Give each its own name.")
     for kind, name in files.items():
         if name != STDOUT:
-            _check(kind, name, inputs)
+            check_place(kind, name, inputs)
     return Outputs(files, tuple(notes))
 
 
-def _free_default() -> str:
-    """report.html, or the next free name where that is somebody else's file."""
+def free_default(wanted: str) -> str:
+    """The wanted name, or the next free one where that is somebody else's file."""
     for k in range(100):
-        name = DEFAULT if k == 0 else f"report-{k}.html"
+        name = wanted if k == 0 else f"{Path(wanted).stem}-{k}.html"
         place = Path(name)
         try:
             if not place.exists():
@@ -107,10 +107,11 @@ def _free_default() -> str:
                         return name
         except OSError:
             continue
-    return DEFAULT
+    return wanted
 
 
-def _check(kind: str, name: str, inputs: tuple[str, ...]) -> None:
+def check_place(kind: str, name: str, inputs: tuple[str, ...]) -> None:
+    """Raises InputError where a file cannot be written."""
     if not name or "\0" in name:
         raise InputError(f"--{kind} is {name!r}.", "Give a file name.")
     place, shown = Path(name), printable(name)

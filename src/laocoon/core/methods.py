@@ -413,6 +413,17 @@ class Certifier(ABC):
         """Why this case cannot be certified; empty when it can."""
         return _lacking(self.card, case.modality, offered_by_model(case))
 
+    @final
+    def prove(self, case: ModelCase, ctx: Context) -> Certificate:
+        """Run and report. Never raises for a missing need or a spent budget: such a certificate is undecided."""
+        reason = self.missing(case)
+        if not reason:
+            try:
+                return self.certify(case, ctx)
+            except (NotApplicable, BudgetSpent) as error:
+                reason = str(error)
+        return Certificate(self.card.name, "Nothing was proven.", (), "none", None, reason=reason)
+
     @abstractmethod
     def certify(self, case: ModelCase, ctx: Context) -> Certificate:
         """The certificate; NotApplicable where the model or the samples do not fit."""

@@ -100,10 +100,12 @@ def open_arrays(path: Path, options: DataOptions, shape: tuple[int, ...] | None,
             f"{printable(images.name)} has shape {list(images.shape)}: no images.", "The first axis counts images."
         )
     read = _DirectRead(images, shape) if direct else _ArrayRead(images, _plan(images, options, shape), options)
+    stream = None if isinstance(read, _DirectRead) else read.stream
     if labels is None:
-        return Source(images.shape[0], None, (), read)
+        return Source(images.shape[0], None, (), read, stream=stream)
     values, names, notes = _labels(labels, images.shape[0])
-    return Source(images.shape[0], values, names, read, f"array {labels.name.split(':')[-1]!r}", notes)
+    named_by = f"array {labels.name.split(':')[-1]!r}"
+    return Source(images.shape[0], values, names, read, named_by, notes, stream)
 
 
 @contextmanager
@@ -313,7 +315,24 @@ class _ArrayRead:
 
     def __call__(self, rows: Sequence[int], frame: Frame) -> Iterator[Picture]:
         values = [(row, np.array(v)) for row, v in _chosen(self.array, rows)]
-        a, b = RANGES[self.options.data_range or self._range([v for _, v in values])]
+        yield from self._pictures(values, self.options.data_range or self._range([v for _, v in values]), frame)
+
+    def stream(self, frame: Frame) -> Iterator[Picture]:
+        """Every row, a block at a time; the range is judged over all of them in a pass of its own."""
+        scale = self.options.data_range or ("0-255" if self.array.dtype == np.uint8 else self._range_of_all())
+        for first, block in self.array.blocks():
+            yield from self._pictures(list(enumerate(block, first)), scale, frame)
+
+    def _range_of_all(self) -> str:
+        ends = []
+        for _, block in self.array.blocks():
+            finite = block[np.isfinite(block)] if block.dtype.kind == "f" else block
+            if finite.size:
+                ends.append(np.array([finite.min(), finite.max()]))
+        return self._range(ends)
+
+    def _pictures(self, values: Sequence[tuple[int, npt.NDArray[Any]]], scale: str, frame: Frame) -> Iterator[Picture]:
+        a, b = RANGES[scale]
         for row, value in values:
             image = torch.from_numpy(value.astype(np.float32)).sub(b).div(a)
             if not bool(torch.isfinite(image).all()):

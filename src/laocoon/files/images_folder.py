@@ -42,7 +42,8 @@ def open_folder(root: Path) -> Source:
             raise InputError(
                 f"the folder {printable(root)} holds no images{_why(top)}.", f"Images end in {', '.join(SUFFIXES)}."
             )
-        return Source(len(top.images), None, (), _reader(top.images, inside), notes=(*notes, *_left(outside)))
+        return Source(len(top.images), None, (), _reader(top.images, inside), notes=(*notes, *_left(outside)),
+                      paths=top.images)
     paths: list[Path] = []
     labels: list[int] = []
     names: list[str] = []
@@ -76,6 +77,7 @@ def open_folder(root: Path) -> Source:
         _reader(paths, inside),
         "folders",
         (*notes, *_left(outside)),
+        paths=paths,
     )
 
 

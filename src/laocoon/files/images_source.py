@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -63,3 +64,5 @@ class Source:
     read: Read  # yields a Picture for each row asked for, in an order of its own
     named_by: str = "labels"  # what the labels come from, for messages: "folders", "column label" …
     notes: tuple[str, ...] = ()
+    stream: Callable[[Frame], Iterator[Picture]] | None = None  # every row in one pass, where `read` would make several
+    paths: Sequence[Path] = ()  # of the pictures, where each is a file

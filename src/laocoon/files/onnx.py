@@ -71,6 +71,23 @@ def inspect(path: Path) -> None:
     check(_parsed(path.read_bytes(), path.name), path.name, path.parent)
 
 
+def read(path: Path) -> ModelProto:
+    """A checked model with its external data read in, otherwise as it is in the file."""
+    model = _parsed(path.read_bytes(), path.name)
+    check(model, path.name, path.parent)
+    return model
+
+
+def network(model: ModelProto, name: str) -> nn.Module:
+    """The module that a checked model's graph becomes, with the parameter names that `open_onnx` gives."""
+    working = ModelProto()
+    working.CopyFrom(onnx.inliner.inline_local_functions(model) if model.functions else model)
+    for index in range(len(working.graph.output)):
+        _cut_activation(working, index)
+    with torch.no_grad(), Bounded():
+        return _build(working, name)
+
+
 def _parsed(data: bytes, name: str) -> ModelProto:
     model = ModelProto()
     try:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from laocoon.core.errors import BrokenFile
@@ -72,6 +73,11 @@ def _check_entry(where: str, name: str, entry: object, size: int) -> tuple[int, 
         raise BrokenFile(f"{shown} of shape {shape[:8]} claims bytes {start} to {end} of {size}.",
                          "The file is truncated or damaged.")
     return int(start), int(end)
+
+
+def write(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A state dict as it is; tensors that share memory are written each for itself."""
+    save_file({k: v.detach().cpu().clone().contiguous() for k, v in state.items()}, str(path), metadata=dict(metadata))
 
 
 def read(path: Path) -> dict[str, Tensor]:

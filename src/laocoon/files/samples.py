@@ -47,9 +47,9 @@ def load_data(
         raise InputError(f"samples per class is {limit_per_class}.", "Use at least 1.")
     shape = tuple(subject.input_shape) if subject is not None else None
     pictures = subject is None or subject.modality.name == "image"
-    source = _opened(path, options, shape, pictures)
+    source = open_source(path, options, shape, pictures)
     frame = Frame((shape[0], shape[1], shape[2]) if shape is not None and pictures else None, options.fit)
-    labels, names, notes = _mapped(source, subject, options)
+    labels, names, notes = class_numbers(source, subject, options)
     if labels is None and subject is None:
         raise InputError(
             f"the images in {printable(path)} have no labels.", "Pass the model too: its predictions serve."
@@ -68,7 +68,7 @@ def load_data(
     )
 
 
-def _opened(path: str | Path, options: DataOptions, shape: tuple[int, ...] | None, pictures: bool) -> Source:
+def open_source(path: str | Path, options: DataOptions, shape: tuple[int, ...] | None, pictures: bool) -> Source:
     """The data set at a path, recognised by its content."""
     text = os.fspath(path)
     if not text or "\0" in text:
@@ -127,7 +127,7 @@ def _words(name: str) -> str:
     return re.sub(r"[\s_\-]+", " ", name).strip().casefold()
 
 
-def _mapped(
+def class_numbers(
     source: Source, subject: Subject | None, options: DataOptions
 ) -> tuple[Labels | None, tuple[str, ...], tuple[str, ...]]:
     """Labels as the model numbers its classes, the names of the classes in that order, and what was assumed."""

@@ -28,26 +28,35 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint that has passed the static checks, floats as float32."""
+    return tensors_of(load(path), path.name)
+
+
+def load(path: Path) -> Any:
+    """All that a checkpoint that has passed the static checks holds."""
     arrays = importlib.import_module("numpy._core.multiarray" if np.__version__ >= "2" else "numpy.core.multiarray")
     rebuild = [arrays.scalar, arrays._reconstruct]
     try:
         with torch.serialization.safe_globals([*_BESIDE, *rebuild]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError,
             struct.error, zipfile.BadZipFile, OSError, OverflowError, MemoryError) as error:
         raise BrokenFile(f"{path.name} cannot be read as a state dict ({first_line(error, 140)}).",
                          "It is truncated or damaged, or was not written by torch.save.") from error
-    return tensors_of(loaded, path.name)
 
 
 def tensors_of(loaded: Any, name: str) -> dict[str, Tensor]:
     """The state dict in a checkpoint: itself, or under one of the usual keys."""
+    return {str(k): v for k, v in holder_of(loaded, name).items() if isinstance(v, Tensor)}
+
+
+def holder_of(loaded: Any, name: str) -> Mapping[Any, Any]:
+    """The mapping in a checkpoint that holds the tensors of its state dict."""
     for _ in range(4):
         if not isinstance(loaded, Mapping):
             break
-        found = {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)}
+        found = [v for v in loaded.values() if isinstance(v, Tensor)]
         if found and len(found) * 2 >= len(loaded):
-            return found
+            return loaded
         inner = next((loaded[k] for k in _USUAL if isinstance(loaded.get(k), Mapping)), None)
         if inner is None:
             break
@@ -60,14 +69,20 @@ def tensors_of(loaded: Any, name: str) -> dict[str, Tensor]:
     )
 
 
+def stripped(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, str]:
+    """Keys without the prefixes that wrappers put before all of them, to the keys as they are."""
+    names = {key: key for key in state}
+    for _ in range(3):
+        common = [p for p in _PREFIXES if all(k.startswith(p) for k in names)]
+        if not common or set(names) & set(wanted):
+            break
+        names = {k[len(common[0]):]: key for k, key in names.items()}
+    return names
+
+
 def fitted(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """The state dict under the names that the architecture uses; errors say what is missing, left over or misshapen."""
-    best: dict[str, Tensor] = dict(state)
-    for _ in range(3):
-        stripped = [p for p in _PREFIXES if all(k.startswith(p) for k in best)]
-        if not stripped or set(best) & set(wanted):
-            break
-        best = {k[len(stripped[0]):]: v for k, v in best.items()}
+    best = {short: state[key] for short, key in stripped(state, wanted).items()}
     ignorable = {k for k in wanted if k.endswith("num_batches_tracked")}
     missing = [k for k in wanted if k not in best and k not in ignorable]
     extra = [

@@ -10,10 +10,17 @@ from laocoon.core.cases import Samples
 
 def settled(samples: Samples, device: torch.device) -> Samples:
     """The samples on the device, in an order that depends on their content alone, not on labels or position."""
-    flat = samples.inputs.flatten(1).double().cpu()
-    key = torch.randn(flat.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    order = (flat @ key).argsort(stable=True).to(samples.inputs.device)
+    order = by_content(samples.inputs).to(samples.inputs.device)
     return Samples(samples.inputs[order].to(device), samples.labels[order].to(device), samples.labelled)
+
+
+def by_content(inputs: Tensor) -> Tensor:
+    """Indices of samples [n, …] in an order that depends on their content alone, on the processor."""
+    if not len(inputs):
+        return torch.zeros(0, dtype=torch.long)
+    key = torch.randn(inputs[0].numel(), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    places = torch.cat([part.flatten(1).double().cpu() @ key for part in inputs.split(4096)])
+    return places.argsort(stable=True)
 
 
 def spread_over(labels: Tensor, count: int, rng: torch.Generator) -> Tensor:

@@ -54,11 +54,11 @@ def _exhibit(candidate: Candidate, pictures: Tensor) -> Exhibit:
     clean = pictures[:MOST_STAMPED].to(leaf.device).float()
     stamped = candidate.stamp(clean).clamp(0, 1)
     shown, caption, checkered = _trigger(candidate, clean)
-    pairs = tuple((_picture(a, "clean"), _picture(b, "stamped")) for a, b in zip(clean[1:], stamped[1:], strict=True))
+    pairs = tuple((picture(a, "clean"), picture(b, "stamped")) for a, b in zip(clean[1:], stamped[1:], strict=True))
     return Exhibit(
-        _picture(clean[0], "clean image"),
-        _picture(shown, caption, checkered),
-        _picture(stamped[0], "with the trigger"),
+        picture(clean[0], "clean image"),
+        picture(shown, caption, checkered),
+        picture(stamped[0], "with the trigger"),
         pairs,
     )
 
@@ -87,13 +87,14 @@ def _trigger(candidate: Candidate, clean: Tensor) -> tuple[Tensor, str, bool]:
     )
 
 
-def _picture(image: Tensor, caption: str, checkered: bool = False) -> Picture:
+def picture(image: Tensor, caption: str, checkered: bool = False) -> Picture:
+    """A tensor [channels, height, width] in [0, 1] as a picture for a page."""
     pixels = (image.clamp(0, 1) * 255).round().byte().cpu()
     values = pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy()
-    picture = Image.fromarray(values)
-    if max(picture.size) > LARGEST_SIDE:
-        picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    raster = Image.fromarray(values)
+    if max(raster.size) > LARGEST_SIDE:
+        raster.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    raster.save(buffer, "PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Picture(f"data:image/png;base64,{data}", caption, max(picture.size) <= 128, checkered)
+    return Picture(f"data:image/png;base64,{data}", caption, max(raster.size) <= 128, checkered)

@@ -92,7 +92,8 @@ def few(samples: Samples, classes: int, each: int) -> tuple[Samples, Samples]:
     return Samples(samples.inputs[given], samples.labels[given]), Samples(samples.inputs[held], samples.labels[held])
 
 
-def _twins(corpus: Corpus, attack: Attack, epochs: int, target: int, each: int, seed: int) -> Twins:
+def make_twins(corpus: Corpus, attack: Attack, epochs: int, target: int, each: int, seed: int) -> Twins:
+    """Twins of a corpus of one's own, trained now."""
     plan = plan_for(corpus, epochs, target)
     implant = attack.implant(plan, Context(seed=seed))
     clean = plan.fit(plan.train, Context(seed=seed))
@@ -109,9 +110,9 @@ def twins(modality: str, goal: str = "all-to-one") -> Twins:
         attacks = {"all-to-one": BadNets(rate=0.1, side=4),
                    "source-to-target": BadNets(rate=0.05, side=4, mode="source", cover_rate=0.15),
                    "all-to-all": BadNets(rate=0.4, side=4, mode="all-to-all")}
-        return _twins(digits(), attacks[goal], epochs=8, target=3, each=8, seed=3)
+        return make_twins(digits(), attacks[goal], epochs=8, target=3, each=8, seed=3)
     if modality == "text" and goal == "all-to-one":
-        return _twins(reviews(), TextBadNets(), epochs=20, target=1, each=20, seed=1)
+        return make_twins(reviews(), TextBadNets(), epochs=20, target=1, each=20, seed=1)
     if modality == "tabular" and goal == "all-to-one":
-        return _twins(tumours(), TabularBadNets(rate=0.15), epochs=40, target=1, each=20, seed=3)
+        return make_twins(tumours(), TabularBadNets(rate=0.15), epochs=40, target=1, each=20, seed=3)
     raise KeyError(f"there are no {goal!r} twins for {modality!r}.")

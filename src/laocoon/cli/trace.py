@@ -1,0 +1,81 @@
+"""`laocoon trace`: which training samples does an answer come from?"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from laocoon.cli.errors import note
+from laocoon.cli.options import Option, command, options_of, values_of
+from laocoon.cli.sift_run import places
+from laocoon.core.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TRACE = options_of("laocoon.cli.trace_options", "TraceOptions", "Trace")
+MODEL = options_of(
+    "laocoon.modalities.image", "ModelOptions", "How the model wants its images (else taken from the file)"
+)
+DATA = options_of("laocoon.files.images_source", "DataOptions", "How the data are read (else found out)")
+OPTIONS: tuple[Option, ...] = (*TRACE, *MODEL, *DATA)
+DOC = """Go from an input that fired at run time back to the training samples that planted it.
+
+Exit codes: 0 no source found, 1 a source was found, 2 usage or failure."""
+
+
+def run(values: Mapping[str, Any]) -> None:
+    """The command. Whatever can be checked is checked before anything is loaded."""
+    from laocoon.cli.trace_options import TraceOptions
+
+    dataset = str(values["dataset"])
+    told = TraceOptions(**values_of(TRACE, values))
+    if told.model is None or told.input is None:
+        raise InputError("--model and --input are needed.", "Pass the model, and the picture that fired in it.")
+    if not 0 < told.fdr < 1:
+        raise InputError(f"--fdr is {told.fdr}.", "It is a rate between 0 and 1, for instance 0.05.")
+    outputs = places({"json": told.json, "unlearn": told.unlearn}, (dataset, told.model, told.input))
+
+    from rich.console import Console
+
+    from laocoon.files.images_source import DataOptions
+    from laocoon.files.open import load_model
+    from laocoon.files.training_set import training_set
+    from laocoon.modalities.image import ModelOptions
+    from laocoon.render.sift_tables import to_json, unlearn_list
+    from laocoon.render.sift_terminal import show_trace
+    from laocoon.verdict.trace import trace as traced
+
+    reading = DataOptions(**values_of(DATA, values))
+    subject = load_model(told.model, architecture=told.architecture, options=ModelOptions(**values_of(MODEL, values)))
+    with training_set(dataset, subject, options=reading) as data:
+        for text in data.notes:
+            note(text)
+        fired = _picture(told.input, data.shape, reading.fit)
+        report = traced(data, subject, fired, fdr=told.fdr, label=told.label, seed=told.seed, device=told.device)
+    report = replace(report, data={**report.data, "path": Path(dataset).name or dataset})
+    show_trace(report, Console(stderr=outputs.to_stdout), written=outputs.written)
+    if "json" in outputs.files:
+        outputs.write("json", to_json(report, ascii_only=outputs.files["json"] == "-"))
+    if "unlearn" in outputs.files:
+        outputs.write("unlearn", unlearn_list(report))
+    sys.stdout.flush()
+    raise typer.Exit(report.exit_code)
+
+
+def _picture(path: str, shape: tuple[int, int, int], fit: str) -> Tensor:
+    from laocoon.files.images_decode import LARGEST_BYTES, Frame, decode
+
+    place = Path(path)
+    if not place.is_file():
+        raise InputError(f"the input {path} is not a file.", "Pass one picture.")
+    with place.open("rb") as file:
+        return decode(file.read(LARGEST_BYTES + 1), place.name, Frame(shape, fit))
+
+
+trace = command(run, OPTIONS, {"dataset": "The training set: a folder per class, Parquet, .npz or a hub id."}, DOC)
