@@ -33,8 +33,8 @@ ROOT = Path(__file__).parent.parent
 FILE = ROOT / "src" / "laocoon" / "verdict" / "data_reference.json"
 PAGE = ROOT / "docs" / "results" / "sift_reference.md"
 CORE = ("patch", "blended", "blended_smooth", "sinusoid", "low_poison")
-MOST = {"digits": 24, "mnist": 24, "gtsrb": 16, "cifar10": 24}  # clean sets of a source and split
-MOST_POISONED = 2  # sets of a kind and source
+MOST = {"digits": 20, "mnist": 20, "gtsrb": 10, "cifar10": 20}  # clean sets of a source and split
+MOST_POISONED = 1  # sets of a kind and source
 ALPHA = 0.05
 
 
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--splits", nargs="+", default=["calibration", "fusion", "sealed"])
     parser.add_argument("--share", nargs=2, type=int, default=[0, 1])
-    parser.add_argument("--most", type=int, default=4000, help="samples of a set that are seen")
+    parser.add_argument("--most", type=int, default=3000, help="samples of a set that are seen")
     parser.add_argument("--methods", nargs="*", default=[])
     options = parser.parse_args()
     torch.set_num_threads(1)

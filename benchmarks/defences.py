@@ -5,7 +5,7 @@
     python benchmarks/defences.py table guard
 
 A row is written as it comes to `--rows`; what is there is not repeated. The defence is given what its user has: the
-model or the training set, and 20 clean samples a class. What is true is looked up afterwards.
+model or the training set, and 20 clean samples a class (for a repair 50). What is true is looked up afterwards.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from laocoon.core.candidate import Candidate
+from laocoon.core.cases import Samples
 from laocoon.core.context import Context
 from laocoon.lab.criteria.answers import goal_of, hits, right, stamped
 from laocoon.lab.plan import read
@@ -34,6 +35,7 @@ from laocoon.recipes.ranking import auroc
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 Row = dict[str, Any]
 MOST_GUARDED = 500  # test samples of each side that a guard is asked about
+REPAIRED_WITH = 50  # clean samples a class: papers give 250 or 500 of CIFAR-10
 CLEAR = 0.1  # the upper bound of the true trigger's success below which "removed" is right
 
 
@@ -75,7 +77,10 @@ def guarded(r: Recalled, seed: int) -> Row | None:
     half = len(r.lot.test) // 2
     clean = r.lot.test.inputs[:half][:MOST_GUARDED]
     said = [guard.check(part) for part in clean.split(64)]
-    row: Row = {"false_alarms": int(torch.cat([j.flagged for j in said]).sum()), "clean": len(clean)}
+    alarms, labels = torch.cat([j.flagged for j in said]).float(), r.lot.test.labels[:half][:MOST_GUARDED]
+    # The guard was calibrated on as many samples of each class; the test set holds them as they come.
+    balanced = torch.stack([alarms[labels == c].mean() for c in labels.unique()]).mean()
+    row: Row = {"false_alarms": int(alarms.sum()), "clean": len(clean), "balanced": float(balanced)}
     if r.trigger is None:
         return row
     rows = torch.arange(half, len(r.lot.test))
@@ -91,15 +96,25 @@ def guarded(r: Recalled, seed: int) -> Row | None:
     return row
 
 
+def spare(r: Recalled, each: int) -> Samples:
+    """Clean samples that nobody trained on; the few that every defender has, where a teacher was trained on those."""
+    pool = r.lot.prior
+    if pool is None or r.label in ("latent", "bad_encoder"):
+        return r.lot.given
+    rows = torch.cat([(pool.labels == c).nonzero().flatten()[:each] for c in range(r.subject.classes)])
+    return Samples(pool.inputs[rows], pool.labels[rows])
+
+
 def repaired(r: Recalled, seed: int) -> Row | None:
     """Status, and what the true trigger does afterwards."""
     from laocoon.verdict.repair import repair
 
     before = right(r.subject, r.lot.test, Context(seed=seed)).float()
-    report = repair(r.subject, r.lot.given, seed=seed, budget="quick" if r.subject.classes > 20 else "default")
+    given = spare(r, REPAIRED_WITH)
+    report = repair(r.subject, given, seed=seed)
     mended = report.subject if report.subject is not None else r.subject
     after = right(mended, r.lot.test, Context(seed=seed)).float()
-    row: Row = {"status": report.status.value, "repairs": list(report.repairs),
+    row: Row = {"given": len(given), "status": report.status.value, "repairs": list(report.repairs),
                 "accuracy_before": float(before.mean()), "accuracy_after": float(after.mean()),
                 "scan_before": report.scan_before.verdict, "p_before": report.scan_before.p_value,
                 "p_after": None if report.scan_after is None else report.scan_after.p_value}
@@ -162,7 +177,7 @@ def table(name: str, rows: Sequence[Row]) -> str:
     head = {"sift": "| attack | data | sets | called suspicious | AUROC | poison found at 1 % false alarms | flagged "
                     "of the poison | clean samples flagged |",
             "guard": "| attack | data | models | success | AUROC | of stamped samples that succeed | flagged stamped | "
-                     "false alarms at 0.05 |",
+                     "false alarms at 0.05 | the same, classes weighed alike |",
             "repair": "| attack | data | models | status | success before | success after | accuracy lost | status "
                       "is right |"}[name]
     lines = [head, "|" + " - |" * (head.count("|") - 1)]
@@ -180,7 +195,8 @@ def table(name: str, rows: Sequence[Row]) -> str:
             alarms, of = (sum(r[k] for r in here) for k in ("false_alarms", "clean"))
             flagged = [r["flagged"] / r["stamped"] for r in here if r.get("stamped")]
             lines.append(f"{start} {_mean(_values(here, 'success'))} | {_mean(_values(here, 'auroc'))} | "
-                         f"{_mean(_values(here, 'auroc_succeeding'))} | {_mean(flagged)} | {alarms / of:.3f} |")
+                         f"{_mean(_values(here, 'auroc_succeeding'))} | {_mean(flagged)} | {alarms / of:.3f} | "
+                         f"{sum(r['balanced'] for r in here) / len(here):.3f} |")
         else:
             lost = [r["accuracy_before"] - r["accuracy_after"] for r in here]
             status = ", ".join(f"{s} {sum(r['status'] == s for r in here)}"
@@ -209,13 +225,40 @@ def summary(name: str, rows: Sequence[Row]) -> str:
         by_attack = {a: sum(v) / len(v) for a in sorted({r["attack"] for r in took})
                      if (v := _values([r for r in took if r["attack"] == a], "auroc_succeeding"))}
         worst = min(by_attack, key=by_attack.__getitem__)
+        cells = {k: sum(v) / len(v) for k, c in _cells(planted).items() if (v := _values(c, "auroc_succeeding"))}
+        lowest = min(cells, key=cells.__getitem__)
         return (f"Attacks that took (success of 0.9 and more): mean AUROC over attacks "
-                f"{sum(by_attack.values()) / len(by_attack):.3f}, worst {by_attack[worst]:.3f} ({worst}).")
+                f"{sum(by_attack.values()) / len(by_attack):.3f}, worst {by_attack[worst]:.3f} ({worst}). All models, "
+                f"attack by data set: mean {sum(cells.values()) / len(cells):.3f}, worst {cells[lowest]:.3f} "
+                f"({' on '.join(lowest)}).")
     low = _share(took, lambda r: r["success_after"] < 0.05
                  and r["accuracy_before"] - r["accuracy_after"] <= 0.02)
     return (f"Attacks that took (success of 0.9 and more): below 5 % afterwards with at most two points lost in {low}. "
             f"*removed* is right in {_right(planted)}. Clean models: "
             f"{_mean([r['accuracy_before'] - r['accuracy_after'] for r in clean])} accuracy lost.")
+
+
+TITLES = {
+    "sift": "Sift on what the lab planted", "guard": "Guard on what the lab planted",
+    "repair": "Repair on what the lab planted"}
+TOLD = {
+    "sift": """The methods see the whole training set, the model that was trained on it, and 20 clean samples a class.
+Attackers who train or change the model poison no data; those rows say so.""",
+    "guard": """Fitted and calibrated on 20 clean samples a class, at a false-alarm rate of 0.05; up to 500 clean test
+samples, and as many stamped ones. *That succeed*: stamped samples that the model answers as the attacker wants. Settings
+were chosen on seed 0, which is left out here.""",
+    "repair": f"""{REPAIRED_WITH} clean samples a class that the network was not trained on (20 for students of a
+teacher). Status by the command; success of the true trigger, which no repair sees, on 1,000 test samples. *Right*: of
+those called removed, the upper bound is under a tenth.""",
+}
+
+
+def page(name: str, rows: Sequence[Row]) -> str:
+    seeds = " ".join(str(s) for s in sorted({r["seed"] for r in rows}))
+    return "\n".join([
+        f"# {TITLES[name]}", "", f"Commands: `python benchmarks/defences.py {name} experiments/core.toml --seeds {seeds}`, "
+        f"`python benchmarks/defences.py table {name}`; tier `desk`. Mean, and in brackets the range over models.", "",
+        TOLD[name], "", summary(name, rows), "", table(name, rows), ""])
 
 
 def main() -> None:
@@ -233,7 +276,9 @@ def main() -> None:
     if options.defence == "table":
         name = options.plan
         rows = [json.loads(line) for line in (options.rows / f"{name}.jsonl").read_text().splitlines()]
-        print(f"{summary(name, rows)}\n\n{table(name, rows)}")
+        text = page(name, rows)
+        (RESULTS / f"{name}.md").write_text(text)
+        print(text)
         return
     options.plan = Path(options.plan)
     for row in measured(options.defence, options):

@@ -15,7 +15,7 @@ class SiftOptions:
     architecture: str | None = None  # of a model that is weights alone: timm:NAME or package.module:factory
     alpha: float = 0.05  # the false-alarm rate of the verdict that you accept, between 0 and 1
     fdr: float = 0.05  # share of the flagged samples that may be flagged wrongly, between 0 and 1
-    methods: tuple[str, ...] | None = None  # run only these; with a leading - leave one out: a,b or -c
+    methods: tuple[str, ...] | None = None  # run only these (a,b), every one (all), or the usual ones without some (-c)
     most: int = 20000  # samples that the methods see; others are judged by those that are most like them
     budget: float | None = None  # at most so many sample-level forward-backward passes
     seed: int = 0  # of all randomness; the same seed gives the same report

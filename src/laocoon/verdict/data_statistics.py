@@ -32,6 +32,11 @@ from laocoon.verdict.examination import Crash, attempted
 
 LEAST_SAMPLES = 200  # below, a tail of 1 % is two samples
 CURVE = tuple(f"z{round(1000 * level)}" for level in LEVELS)  # names of the quantiles of a method's scores
+# What runs unless others are named, and what the reference sets were measured with. The other methods train networks or
+# ask the model many times over, for little that these do not see (benchmarks/filters.py).
+DEFAULT = ("activation_clustering", "beatrix", "flare", "influence", "neighbour_labels", "scan_em",
+           "spectral_signatures", "spectre")
+EVERY = "all"
 KNOWN = "known."  # figures that describe the set and accuse nobody: covariates of the others
 
 
@@ -74,16 +79,16 @@ def available() -> dict[str, type[DataDetector]]:
 
 
 def chosen(wanted: Sequence[str] | None = None) -> tuple[DataDetector, ...]:
-    """Methods by name: only those that are named, or all but those with a leading '-'."""
+    """Methods by name: those that are named, `all`, or the usual ones, without those with a leading '-'."""
     known = available()
     for word in wanted or ():
-        if (name := word.removeprefix("-")) not in known:
+        if (name := word.removeprefix("-")) not in known and word != EVERY:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
-            raise InputError(f"there is no method {name!r}.{hint}", f"Methods: {', '.join(sorted(known))}.")
+            raise InputError(f"there is no method {name!r}.{hint}", f"Methods: {', '.join(sorted(known))}, or {EVERY}.")
     only = [w for w in wanted or () if not w.startswith("-")]
     without = {w[1:] for w in wanted or () if w.startswith("-")}
-    names = [n for n in only or known if n not in without]
+    names = [n for n in (known if EVERY in only else only or DEFAULT) if n not in without]
     if not names:
         raise InputError("no method is left to run.", "Name fewer methods with a leading '-'.")
     return tuple(known[n]() for n in dict.fromkeys(names))
