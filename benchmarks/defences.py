@@ -245,8 +245,8 @@ TOLD = {
     "sift": """The methods see the whole training set, the model that was trained on it, and 20 clean samples a class.
 Attackers who train or change the model poison no data; those rows say so.""",
     "guard": """Fitted and calibrated on 20 clean samples a class, at a false-alarm rate of 0.05; up to 500 clean test
-samples, and as many stamped ones. *That succeed*: stamped samples that the model answers as the attacker wants. Settings
-were chosen on seed 0, which is left out here.""",
+samples, and as many stamped ones. *That succeed*: stamped samples that the model answers as the attacker wants.
+Settings were chosen on seed 0, which is left out here.""",
     "repair": f"""{REPAIRED_WITH} clean samples a class that the network was not trained on (20 for students of a
 teacher). Status by the command; success of the true trigger, which no repair sees, on 1,000 test samples. *Right*: of
 those called removed, the upper bound is under a tenth.""",
@@ -256,7 +256,8 @@ those called removed, the upper bound is under a tenth.""",
 def page(name: str, rows: Sequence[Row]) -> str:
     seeds = " ".join(str(s) for s in sorted({r["seed"] for r in rows}))
     return "\n".join([
-        f"# {TITLES[name]}", "", f"Commands: `python benchmarks/defences.py {name} experiments/core.toml --seeds {seeds}`, "
+        f"# {TITLES[name]}", "",
+        f"Commands: `python benchmarks/defences.py {name} experiments/core.toml --seeds {seeds}`, "
         f"`python benchmarks/defences.py table {name}`; tier `desk`. Mean, and in brackets the range over models.", "",
         TOLD[name], "", summary(name, rows), "", table(name, rows), ""])
 
