@@ -112,9 +112,12 @@ def repaired(r: Recalled, seed: int) -> Row | None:
     before = right(r.subject, r.lot.test, Context(seed=seed)).float()
     given = spare(r, REPAIRED_WITH)
     report = repair(r.subject, given, seed=seed)
-    mended = report.subject if report.subject is not None else r.subject
+    mended = report.mended if report.mended is not None else r.subject
     after = right(mended, r.lot.test, Context(seed=seed)).float()
     row: Row = {"given": len(given), "status": report.status.value, "repairs": list(report.repairs),
+                 "checks": {c.name: c.passed for c in report.checks},
+                 "trials": [[t.stage, t.after, t.repair, t.score, None if t.drop is None else t.drop.value,
+                             [x.success.value for x in t.residues], t.reason[:80]] for t in report.trials],
                 "accuracy_before": float(before.mean()), "accuracy_after": float(after.mean()),
                 "scan_before": report.scan_before.verdict, "p_before": report.scan_before.p_value,
                 "p_after": None if report.scan_after is None else report.scan_after.p_value}

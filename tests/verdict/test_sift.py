@@ -185,7 +185,7 @@ def test_a_method_that_crashes_is_told_and_the_others_go_on(monkeypatch: pytest.
     known = {m: data_statistics.available()[m] for m in METHODS}
     monkeypatch.setattr(data_statistics, "available",
                         lambda: {**known, "crashing": Crashing, "not_finite": NotFinite})
-    found = sift(in_memory(t.plan.train, 10), subject=t.clean.subject, reference=made_up())
+    found = sift(in_memory(t.plan.train, 10), subject=t.clean.subject, reference=made_up(), methods=["all"])
     assert set(found.examined) == set(METHODS)
     assert "ZeroDivisionError" in found.skipped["crashing"] and "finite" in found.skipped["not_finite"]
     assert found.verdict is Verdict.INCONCLUSIVE and "crashing did not finish" in found.reason

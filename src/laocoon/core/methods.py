@@ -238,6 +238,7 @@ class DataDetector(ABC):
     """Judges the samples of a training set. Subclasses are frozen dataclasses and write only `scores`."""
 
     card: ClassVar[Card]
+    unit: ClassVar[float] = 0.0  # what is a small score, where scores mean the same on every set; 0: they do not
 
     @final
     def examine(self, case: DataCase, ctx: Context) -> Scored:

@@ -23,11 +23,15 @@ TOP = 0.02  # share whose coherence and agreement are judged
 LEAST = 5  # samples of a class in a tail, below which they have no direction
 
 
-def standardised(scores: Tensor, known: Tensor | None = None) -> Tensor:
-    """(s − q₅₀) / (q₈₀ − q₅₀), [n]: units that a fifth of poison does not move. `known`: samples that set the scale."""
+def standardised(scores: Tensor, known: Tensor | None = None, least: float = 0.0) -> Tensor:
+    """(s − q₅₀) / (q₈₀ − q₅₀), [n]: units that a fifth of poison does not move. `known`: samples that set the scale.
+
+    least: a smaller unit is not believed, where scores mean the same on every set.
+    """
     base = scores if known is None or int(known.sum()) < 20 else scores[known]
     low, ten, middle, upper, ninety = np.quantile(base.double().cpu().numpy(), (0.0, 0.1, 0.5, 0.8, 0.9))
-    unit = max(upper - middle, 0.1 * (ninety - ten), 1e-9 * max(1.0, abs(middle), abs(low)))
+    unit = max(upper - middle, 0.1 * (ninety - ten), 1e-9 * max(1.0, abs(middle), abs(low)),
+               least)
     found: Tensor = (scores.double() - float(middle)) / float(unit)
     return found.clamp(-1e6, 1e6)
 
@@ -35,6 +39,11 @@ def standardised(scores: Tensor, known: Tensor | None = None) -> Tensor:
 def quantiles(z: Tensor) -> tuple[float, ...]:
     """The quantiles that `false_discovery.Tail` is made of."""
     return tuple(float(v) for v in np.quantile(z.double().cpu().numpy(), LEVELS))
+
+
+def height(scores: Tensor) -> float:
+    """The quantile of 0.995, of scores that mean the same on every set."""
+    return float(np.quantile(scores.double().cpu().numpy(), 0.995))
 
 
 def tail(z: Tensor) -> float:

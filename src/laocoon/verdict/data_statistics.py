@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
@@ -61,12 +61,14 @@ class Judged:
     view: View | None
     fitted: Tensor  # bool [n], samples that the model answers as labelled; all where there is no model
     lifted: Lifted | None = None  # the most effective trigger that suspected samples share
+    raw: Mapping[str, Tensor] = field(default_factory=dict)  # [n], of methods whose scores mean the same on every set
 
     def restricted(self, rows: Tensor) -> Judged:
         """What was said of some of the samples, bool [n]."""
         view = None if self.view is None else View(self.view.features[rows], self.view.logits[rows])
         scores = {m: z[rows] for m, z in self.scores.items()}
-        return Judged(self.reports, scores, view, self.fitted[rows], self.lifted)
+        raw = {m: s[rows] for m, s in self.raw.items()}
+        return Judged(self.reports, scores, view, self.fitted[rows], self.lifted, raw)
 
     @property
     def incomplete(self) -> tuple[Report, ...]:
@@ -88,7 +90,8 @@ def chosen(wanted: Sequence[str] | None = None) -> tuple[DataDetector, ...]:
             raise InputError(f"there is no method {name!r}.{hint}", f"Methods: {', '.join(sorted(known))}, or {EVERY}.")
     only = [w for w in wanted or () if not w.startswith("-")]
     without = {w[1:] for w in wanted or () if w.startswith("-")}
-    names = [n for n in (known if EVERY in only else only or DEFAULT) if n not in without]
+    usual = [n for n in DEFAULT if n in known] or list(known)
+    names = [n for n in (known if EVERY in only else only or usual) if n not in without]
     if not names:
         raise InputError("no method is left to run.", "Name fewer methods with a leading '-'.")
     return tuple(known[n]() for n in dict.fromkeys(names))
@@ -103,7 +106,7 @@ def judge(case: DataCase, ctx: Context, methods: Sequence[DataDetector] | None =
     view = _view(case, ctx)
     labels = case.suspects.labels.cpu()
     fitted = torch.ones(len(labels), dtype=torch.bool) if view is None else view.predictions == labels
-    reports, scores = [], {}
+    reports, scores, raw = [], {}, {}
     for number, method in enumerate(methods):
         ctx.progress(method.card.name, number / len(methods), "")
         child = ctx.child(ctx.left, method.card.name)
@@ -111,14 +114,16 @@ def judge(case: DataCase, ctx: Context, methods: Sequence[DataDetector] | None =
         ctx.spent += child.spent
         reports.append(done.report)
         if done.scores is not None:
-            scores[method.card.name] = score_tails.standardised(done.scores, fitted)
+            scores[method.card.name] = score_tails.standardised(done.scores, fitted, method.unit)
+            if method.unit:
+                raw[method.card.name] = done.scores
     lifted = None
     if case.subject is not None:
         child = ctx.child(ctx.left, "lifted")
         lifted = lift(case.subject, case, tuple(scores.values()), fitted, child)
         ctx.spent += child.spent
     ctx.progress("", 1.0, "")
-    return Judged(tuple(reports), scores, view, fitted, lifted)
+    return Judged(tuple(reports), scores, view, fitted, lifted, raw)
 
 
 def _survive(method: DataDetector, case: DataCase, ctx: Context) -> Scored:
@@ -164,6 +169,8 @@ def statistics(judged: Judged, case: DataCase) -> dict[str, float]:
         found[f"{name}.class"] = score_tails.concentration(z, labels[rows])
         if judged.view is not None:
             found[f"{name}.coherence"] = score_tails.coherence(z, labels[rows], judged.view.features[rows])
+    for name, given in judged.raw.items():
+        found[f"{name}.height"] = score_tails.height(given[rows])
     if len(judged.scores) > 1:
         together = hashlib.sha256(",".join(sorted(judged.scores)).encode()).hexdigest()[:6]
         found[f"agreement.{together}"] = score_tails.agreement([z[rows] for z in judged.scores.values()])
