@@ -16,7 +16,7 @@ from laocoon.core.catalogue import classes
 from laocoon.core.context import Context
 from laocoon.core.errors import InputError
 from laocoon.core.methods import Mended, Repair
-from laocoon.core.repaired import Residue, Trial
+from laocoon.core.repaired import Drop, Residue, Trial
 from laocoon.core.report import Report
 from laocoon.core.subject import Subject
 from laocoon.verdict.examination import Crash, attempted
@@ -29,7 +29,7 @@ GONE = 0.10  # the upper end of a trigger's success, below which it counts as go
 NATURAL = 0.5  # a new trigger of over half the size of those towards other classes is a push like any other
 WEIGHT_EASE, WEIGHT_DROP = 0.5, 2.0  # of how easily a trigger is found again, and of lost accuracy, in a score
 WEIGHT_EXCESS = 10.0  # of accuracy lost beyond what may be
-CLEARLY = 2.5  # so many times as much accuracy as may be lost is too much, however few samples tell
+USUAL = 0.03  # accuracy that repairs usually cost or gain: what samples are too few to tell is drawn towards none
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,9 +187,11 @@ class Portfolio:
         drop, accuracy = dropped(self.was_right, is_right), rate(is_right)
         trial = replace(_trial(mended, stage, after, ""), accuracy=accuracy, drop=drop)
         left = tuple(residue(subject, s.candidate, self.parts.choose, ctx) for s in self.suspected)
-        # A few dozen samples to choose by cannot tell 2 points from 3: what may only be chance costs in the score, and
-        # the samples to prove with decide. Where nothing was found, nothing justifies even the chance.
-        if drop.value > self.max_drop * (1 if self.strict else CLEARLY) or drop.low > self.max_drop:
+        # A hundred samples to choose by cannot tell 2 points from 8, and all repairs are judged on the same ones, which
+        # the model as it came may have got right by luck. What may only be chance costs in the score, and the samples
+        # to prove with decide. Where nothing was found, nothing justifies even the chance.
+        lost = drop.value if self.strict else likely(drop)
+        if drop.low > self.max_drop or (self.strict and drop.value > self.max_drop):
             said = f"loses {100 * drop.value:.1f} points of clean accuracy, more than {100 * self.max_drop:g}"
             return Attempt(replace(trial, residues=left, reason=said), None)
         found: tuple[Searched | None, ...] = ()
@@ -199,9 +201,15 @@ class Portfolio:
             left = tuple(replace(r, searched_size=f.effective, searched_success=f.candidate.success,
                                  natural_size=f.natural) if f else r for r, f in zip(left, found, strict=True))
         ease = max((r.ease for r in left), default=0.0) if found else 1.0 if left else 0.0
-        score = worst(left) + WEIGHT_EASE * ease + WEIGHT_DROP * max(0.0, drop.value) \
-            + WEIGHT_EXCESS * max(0.0, drop.value - self.max_drop)
-        return Attempt(replace(trial, residues=left, score=score), subject, found, drop.value <= self.max_drop)
+        score = worst(left) + WEIGHT_EASE * ease + WEIGHT_DROP * max(0.0, lost) \
+            + WEIGHT_EXCESS * max(0.0, lost - self.max_drop)
+        return Attempt(replace(trial, residues=left, score=score), subject, found, lost <= self.max_drop)
+
+
+def likely(drop: Drop) -> float:
+    """The accuracy that was lost, as far as the samples can tell: the mean given the figure and its interval."""
+    spread = (drop.high - drop.low) / 3.92
+    return drop.value * USUAL**2 / (USUAL**2 + spread**2)
 
 
 def _trial(mended: Mended, stage: int, after: str, reason: str) -> Trial:
