@@ -20,13 +20,26 @@ from laocoon.core.repaired import Drop, Residue, Trial
 from laocoon.core.report import Report
 from laocoon.core.subject import Subject
 from laocoon.verdict.examination import Crash, attempted
-from laocoon.verdict.residue import Searched, Split, dropped, rate, residue, right, search, searchable, worst
+from laocoon.verdict.residue import (
+    Searched,
+    Split,
+    dropped,
+    meaningless,
+    rate,
+    reactivated,
+    residue,
+    right,
+    search,
+    searchable,
+    worst,
+)
 
 # Cheapest first; repairs that are not named here (plug-ins) come last.
 ORDER = ("clp", "candidate_unlearning", "fine_tuning", "fst", "fine_pruning", "ft_sam", "nad", "ban_tuning", "pam",
          "i_bau", "anp", "rnp")
 GONE = 0.10  # the upper end of a trigger's success, below which it counts as gone
 NATURAL = 0.5  # a new trigger of over half the size of those towards other classes is a push like any other
+FINALISTS = 3  # results that show nothing, among which re-activation decides
 WEIGHT_EASE, WEIGHT_DROP = 0.5, 2.0  # of how easily a trigger is found again, and of lost accuracy, in a score
 WEIGHT_EXCESS = 10.0  # of accuracy lost beyond what may be
 USUAL = 0.03  # accuracy that repairs usually cost or gain: what samples are too few to tell is drawn towards none
@@ -121,7 +134,7 @@ class Portfolio:
                 self.attempts.append(self._attempt(method, stage, best.subject, best.chain, self._candidates(best)))
                 if self.attempts[-1].clear:
                     break
-        best = self.best()
+        best = self._hardest_to_wake(self.best())
         if best is not None:
             at = next(i for i, a in enumerate(self.attempts) if a is best)
             best = self.attempts[at] = replace(best, trial=replace(best.trial, chosen=True))
@@ -131,6 +144,26 @@ class Portfolio:
         """The admissible attempt with the lowest score; an earlier stage wins ties."""
         able = [a for a in self.attempts if a.trial.score is not None]
         return min(able, key=lambda a: (round(a.trial.score or 0.0, 3), a.trial.stage), default=None)
+
+    def _hardest_to_wake(self, best: Attempt | None) -> Attempt | None:
+        """Of the best results that show nothing, the first that a few poisoned samples do not bring back easily."""
+        if best is None or not best.clear:
+            return best
+        able = sorted((a for a in self.attempts if a.clear and a.subject is not None),
+                      key=lambda a: (round(a.trial.score or 0.0, 3), a.trial.stage))[:FINALISTS]
+        for one in able if len(able) > 1 else ():
+            if not any(self._wakes(one, s.candidate, number) for number, s in enumerate(self.suspected)):
+                return one
+        return best
+
+    def _wakes(self, attempt: Attempt, candidate: Candidate, number: int) -> bool:
+        mended = attempt.subject
+        assert mended is not None
+        ctx = self.root.child(float("inf"), f"wake-{number}-{'-'.join(attempt.chain)}")
+        control = meaningless(candidate, ctx.rng)
+        done = attempted(lambda: reactivated(mended, candidate, control, self.parts.fit, self.parts.choose, ctx))
+        self.root.spent += ctx.spent
+        return isinstance(done, Crash) or done.easier
 
     def _again(self, methods: Sequence[Repair], best: Attempt) -> list[Repair]:
         """What is tried on the best result: what unlearns the triggers that were found, and the second best."""

@@ -16,12 +16,13 @@ from laocoon.core.cases import Samples
 from laocoon.core.context import Context
 from laocoon.core.errors import InputError
 from laocoon.core.goal import ClassGoal, all_to_one
-from laocoon.core.repaired import Drop, Rate, Residue
+from laocoon.core.repaired import Drop, Rate, Reactivation, Residue
 from laocoon.core.subject import Subject
 from laocoon.recipes.conformal import binomial_interval
 from laocoon.recipes.folding import folded
 from laocoon.recipes.intervals import paired_difference
 from laocoon.recipes.inversion import Search, invert
+from laocoon.recipes.reactivation import Shots, lesson, taught
 
 SEARCH = Search(steps=60, batch=20)
 OTHERS = 4  # classes that a search is compared with
@@ -185,3 +186,22 @@ def residue(subject: Subject, candidate: Candidate, judged: Samples, ctx: Contex
 def worst(residues: Sequence[Residue]) -> float:
     """Success of the trigger that works best; 0 without any."""
     return max((r.success.value for r in residues if r.success.tried), default=0.0)
+
+
+def reactivated(mended: Subject, candidate: Candidate, control: Candidate, fit: Samples, judged: Samples,
+                ctx: Context) -> Reactivation:
+    """The same lesson twice, on the same samples: with the trigger, and with a meaningless one in its place.
+
+    fit: samples that the lesson is made of; judged: others, on which both triggers are tried.
+
+    A clean model of the task, the control of the paper, is what a defender lacks; a trigger that the mended model
+    never knew stands in for a model that never knew the trigger.
+    """
+    how, rates = Shots(), []
+    seed = int(torch.randint(0, 2**31, (), generator=ctx.rng))
+    for trigger in (candidate, control):
+        own = Context(seed=seed, device=ctx.device)
+        patient = taught(mended, lesson(trigger, fit, own, how), own, how)
+        rates.append(rate(obeyed(patient, trigger, judged, own)))
+        ctx.spent += own.spent
+    return Reactivation(candidate.goal.describe(), how.shots, rates[0], rates[1])
