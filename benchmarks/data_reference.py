@@ -32,7 +32,7 @@ from laocoon.verdict.data_statistics import chosen, statistics_of
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / "src" / "laocoon" / "verdict" / "data_reference.json"
 PAGE = ROOT / "docs" / "results" / "sift_reference.md"
-CORE = ("patch", "blended", "blended_smooth", "sinusoid", "low_poison")
+CORE = ("patch", "patch_low_rate", "blended", "blended_smooth", "sinusoid")
 MOST = {"digits": 20, "mnist": 20, "gtsrb": 10, "cifar10": 20}  # clean sets of a source and split
 MOST_POISONED = 1  # sets of a kind and source
 ALPHA = 0.05

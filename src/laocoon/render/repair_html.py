@@ -118,8 +118,8 @@ def _triggers(report: RepairReport) -> list[Changed]:
     found = []
     for i, change in enumerate(report.triggers):
         bars = (_bar("before", change.before.success, "hot"), _bar("after", change.after.success, "hot"),
-                _bar("meaningless trigger, before", change.control_before, "calm"),
-                _bar("meaningless trigger, after", change.control_after, "calm"))
+                _bar("meaningless, before", change.control_before, "calm"),
+                _bar("meaningless, after", change.control_after, "calm"))
         found.append(Changed(printable(change.goal[:1].upper() + change.goal[1:], 160), change,
                              before[i] if i < len(before) else None, after[i] if i < len(after) else None, bars))
     return found
