@@ -25,6 +25,7 @@ from torch import Tensor
 from laocoon.core.candidate import Candidate
 from laocoon.core.cases import Samples
 from laocoon.core.context import Context
+from laocoon.core.sift_report import POISON
 from laocoon.lab.criteria.answers import goal_of, hits, right, stamped
 from laocoon.lab.plan import read
 from laocoon.lab.recall import Recalled, recalled
@@ -55,17 +56,19 @@ def sifted(r: Recalled, seed: int) -> Row | None:
     report = sift(in_memory(train, r.subject.classes), subject=r.subject, trusted=r.lot.given, seed=seed)
     table = report.table
     assert table is not None
-    scores = torch.as_tensor(table.scores).float()
+    scores = torch.as_tensor(table.suspicion).float()
     truth = torch.zeros(len(train), dtype=torch.bool)
     truth[poisoned] = True
-    flagged = torch.as_tensor(table.kinds == 1)
+    flagged = torch.as_tensor(table.kinds == POISON)
     row: Row = {"verdict": report.verdict.value, "p": report.p_value, "score": report.score, "samples": len(train),
                 "poisoned": len(poisoned), "flagged": int(flagged.sum()),
                 "flagged_clean": int((flagged & ~truth).sum()), "statistics": report.statistics}
     if len(poisoned):
         row |= {"auroc": auroc(scores[truth].tolist(), scores[~truth].tolist()),
                 "found_at_1": float((scores[truth] > threshold(scores[~truth], 0.01)).float().mean()),
-                "found": float(flagged[truth].float().mean())}
+                "found": float(flagged[truth].float().mean()),
+                "methods": {name: float((z[truth] > threshold(z[~truth], 0.01)).float().mean())
+                            for name, values in table.methods.items() for z in [torch.as_tensor(values).float()]}}
     return row
 
 

@@ -35,6 +35,7 @@ RIDGE = 4.0  # in sets' worth: few sources, whose differences must not be mistak
 FLOOR = 0.25  # least spread of a rule, as a share of that between its quartiles
 LEAST_SPREAD = 0.05  # of a covariate: sets that agree in it but for rounding do not differ in it
 UPPER = 12.0  # larger standardised values count as this one
+NEAREST = 20  # references whose tails speak for the samples of a set
 LEAST = 10  # references: with fewer there is no p-value
 MOST_CLASSES, FEWEST_SAMPLES = 200, 500  # outside, no reference speaks for a set
 
@@ -66,11 +67,19 @@ class DataReference:
     def sources(self) -> tuple[str, ...]:
         return tuple(sorted({row.source for row in self.clean}))
 
-    def tails(self, method: str) -> tuple[Tail, ...]:
-        """How a method's scores are spread on clean sets, one a set."""
+    def tails(self, method: str, known: Mapping[str, float] | None = None) -> tuple[Tail, ...]:
+        """How a method's scores are spread on clean sets, one a set; on the `NEAREST` to a set of which this is known.
+
+        How many classes, samples and channels there are, and how well they are fitted, says much about tails.
+        """
         names = [f"{method}.{level}" for level in CURVE]
-        return tuple(Tail(tuple(row.statistics[n] for n in names)) for row in self.clean
-                     if all(n in row.statistics for n in names))
+        rows = [row for row in self.clean if all(n in row.statistics for n in names)]
+        if known is not None and len(rows) > NEAREST:
+            keys = sorted(k for k in known if k.startswith(KNOWN) and all(k in row.statistics for row in rows))
+            table = np.array([[row.statistics[k] for k in keys] for row in rows])
+            away = (table - np.array([known[k] for k in keys])) / np.maximum(table.std(0), LEAST_SPREAD)
+            rows = [rows[i] for i in np.argsort((away**2).sum(1), kind="stable")[:NEAREST]]
+        return tuple(Tail(tuple(row.statistics[n] for n in names)) for row in rows)
 
 
 @dataclass(frozen=True)

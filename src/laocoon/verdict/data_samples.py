@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from laocoon.recipes.false_discovery import Tail, by_group, cauchy, discoveries,
 from laocoon.recipes.score_tails import standardised
 from laocoon.recipes.wrong_labels import Labelling, labelling
 from laocoon.verdict.data_reference import LEAST, DataReference
-from laocoon.verdict.data_statistics import Judged
+from laocoon.verdict.data_statistics import Judged, available
 from laocoon.verdict.data_trigger import bearers
 
 WITNESS = 0.98  # weight of a trigger that was seen to lead to one label, beside all that the methods say
@@ -42,10 +43,11 @@ class Sorted:
 
 
 def sort_samples(judged: Judged, case: DataCase, sentinels: Tensor, reference: DataReference, fdr: float,
-                 ctx: Context) -> Sorted:
+                 ctx: Context, known: Mapping[str, float] | None = None) -> Sorted:
     """P-value of each sample, its q-value within its label, and what it is taken for.
 
     sentinels: bool [n], samples that are known to be clean and were judged like all others.
+    known: the statistics of the set, by which the references most like it are found.
 
     A method's scores become p-values by its tail on the clean reference sets, or by an exponential tail; those of one
     sample are put together by Cauchy's law. With sentinels, the tail of their combined suspicion is the null, which
@@ -63,7 +65,10 @@ def sort_samples(judged: Judged, case: DataCase, sentinels: Tensor, reference: D
         return Sorted(torch.zeros(n, dtype=torch.float64), one, one, kinds, found, "no method gave scores")
     measured, parts = 0, []
     for name, z in judged.scores.items():
-        tails = reference.tails(name)
+        tails = reference.tails(name, known)
+        if name in judged.raw:  # a scale that not even a half of poison moves
+            unit = available()[name].unit
+            z = (judged.raw[name].double() - judged.raw[name].double().median()) / unit
         measured += len(tails) >= LEAST
         parts.append(mixture_share(z, tails if len(tails) >= LEAST else (Tail.exponential(),)))
     p = cauchy(torch.stack(parts))
@@ -72,7 +77,8 @@ def sort_samples(judged: Judged, case: DataCase, sentinels: Tensor, reference: D
         borne = Tail.exponential().share_above(z)
         p = (cauchy(torch.stack([borne, p.clamp_min(HEARSAY)]), torch.tensor([WITNESS, 1 - WITNESS]))
              if judged.lifted.single else cauchy(torch.stack([borne, p])))
-    null = (f"tails of the scores on {len(reference.clean)} clean reference sets" if measured == len(parts) else
+    null = (f"tails of the scores on those of {len(reference.clean)} clean reference sets that are most like this one"
+            if measured == len(parts) else
             f"an assumed exponential tail for {len(parts) - measured} of {len(parts)} methods")
     if int(sentinels.sum()) >= FEWEST_SENTINELS:
         raw = -p.log10()

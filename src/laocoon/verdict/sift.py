@@ -99,7 +99,7 @@ def sift(data: TrainingSet, *, subject: Subject | None = None, untrained: Callab
     own = judged.restricted(~sentinels)
     figures = statistics(own, replace(case, suspects=data.samples(places)) if hidden is not None else case)
     placed, p, calibration = calibrate(figures, reference)
-    samples = sort_samples(judged, case, sentinels, reference, fdr, root).restricted(~sentinels)
+    samples = sort_samples(judged, case, sentinels, reference, fdr, root, figures).restricted(~sentinels)
     table = power(reference, placed.rules, alpha) if p is not None else ()
     verdict, reason = _decide(p, alpha, calibration, own, table)
     if verdict is Verdict.NO_EVIDENCE:  # who says that there is no poison names none
