@@ -253,6 +253,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "defences was written before anything was run.", "",
         "Theirs flag a share of the clean samples and find a share of the poison; ours is read at the same share of "
         "clean samples. Time: theirs to ours, processor, one thread.", "",
+        "ART's STRIP is handed a softmax: on class scores, which its documentation allows, it stops at values that are "
+        "not finite. Its Neural Cleanse is for Keras alone. TrojanZoo's spectral signatures collect the number of the "
+        "class where the number of the sample is meant, and end there; its fine-pruning cannot be made without the "
+        "attack, whose success on poisoned test samples it reads.", "",
         "| model | theirs | clean flagged | theirs find | ours find | their time to ours | failure |",
         "| - | - | -: | -: | -: | -: | - |", *lines, ""]))
 
