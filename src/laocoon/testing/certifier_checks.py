@@ -9,11 +9,10 @@ training samples. The attacks here know nothing of how the proof was made.
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
 
@@ -28,6 +27,7 @@ from laocoon.core.report import Certificate
 from laocoon.core.subject import Subject
 from laocoon.recipes.fit import fit
 from laocoon.recipes.voting import Votes
+from laocoon.testing.card_checks import card_is_complete
 from laocoon.testing.corpora import Corpus, digits
 from laocoon.testing.networks import image_network
 from laocoon.testing.probes import stirred, surroundings, traces
@@ -84,17 +84,7 @@ def bench() -> Bench:
 
 def check_card_is_complete(method: Certifier, bench: Bench) -> None:
     """The card says what documentation and skips need, and parameters are plain fields with defaults."""
-    card = type(method).card
-    for field in ("name", "paper", "url", "misses", "summary"):
-        assert str(getattr(card, field)).strip(), f"the card of {card.name!r} has an empty {field!r}."
-    assert card.url.startswith("https://"), f"{card.name}: {card.url!r} is no https address."
-    assert card.modalities, f"{card.name} names no modality."
-    assert is_dataclass(method), f"{card.name} is not a dataclass: its parameters could not be reported."
-    known = {f.name for f in fields(method)}
-    assert set(card.quick) <= known, f"{card.name}: quick names {set(card.quick) - known}, which are no parameters."
-    names = {check.__name__ for check in CHECKS}
-    assert set(card.fails) <= names, f"{card.name}: fails names {set(card.fails) - names}, which are no checks."
-    assert method == copy.deepcopy(method), f"{card.name} does not equal its own copy: is it frozen?"
+    card_is_complete(method, CHECKS)
 
 
 def check_certificates_are_complete(method: Certifier, bench: Bench) -> None:

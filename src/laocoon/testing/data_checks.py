@@ -10,12 +10,11 @@ the promise says nothing about this method.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -28,15 +27,12 @@ from laocoon.core.methods import DataDetector, Scored, offered_by_data
 from laocoon.core.report import Report
 from laocoon.core.subject import Subject
 from laocoon.recipes.ranking import auroc
+from laocoon.testing.card_checks import NotTested, card_is_complete
 from laocoon.testing.probes import Meter, PlannedFailure, breaking, metered, stirred, surroundings, traces
 from laocoon.testing.twins import Twins
 
 FLOOR = 0.7  # area under the ROC curve of poison against the rest
 ALIKE = 0.9  # rank correlation of scores that should be the same
-
-
-class NotTested(Exception):
-    """The promise says nothing about this method on these twins."""
 
 
 @lru_cache(maxsize=16)
@@ -52,17 +48,7 @@ def case_of(twins: Twins) -> DataCase:
 
 def check_card_is_complete(method: DataDetector, twins: Twins) -> None:
     """The card says what documentation and skips need, and parameters are plain fields with defaults."""
-    card = type(method).card
-    for field in ("name", "paper", "url", "misses", "summary"):
-        assert str(getattr(card, field)).strip(), f"the card of {card.name!r} has an empty {field!r}."
-    assert card.url.startswith("https://"), f"{card.name}: {card.url!r} is no https address."
-    assert card.modalities, f"{card.name} names no modality."
-    assert is_dataclass(method), f"{card.name} is not a dataclass: its parameters could not be reported."
-    known = {f.name for f in fields(method)}
-    assert set(card.quick) <= known, f"{card.name}: quick names {set(card.quick) - known}, which are no parameters."
-    names = {check.__name__ for check in CHECKS}
-    assert set(card.fails) <= names, f"{card.name}: fails names {set(card.fails) - names}, which are no checks."
-    assert method == copy.deepcopy(method), f"{card.name} does not equal its own copy: is it frozen?"
+    card_is_complete(method, CHECKS)
 
 
 def check_scores_poison_above_clean(method: DataDetector, twins: Twins) -> None:

@@ -9,12 +9,11 @@ says nothing about this method (a method that needs a graph cannot examine a twi
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -24,28 +23,15 @@ from laocoon.core.cases import ModelCase, Samples
 from laocoon.core.context import Context
 from laocoon.core.methods import Detector
 from laocoon.core.report import Report
+from laocoon.testing.card_checks import NotTested, card_is_complete
 from laocoon.testing.networks import renamed, reordered
 from laocoon.testing.probes import PlannedFailure, breaking, metered, stirred, surroundings, traces
 from laocoon.testing.twins import Twins
 
 
-class NotTested(Exception):
-    """The promise says nothing about this method on these twins."""
-
-
 def check_card_is_complete(method: Detector, twins: Twins) -> None:
     """The card says what documentation and skips need, and parameters are plain fields with defaults."""
-    card = type(method).card
-    for field in ("name", "paper", "url", "misses", "summary"):
-        assert str(getattr(card, field)).strip(), f"the card of {card.name!r} has an empty {field!r}."
-    assert card.url.startswith("https://"), f"{card.name}: {card.url!r} is no https address."
-    assert card.modalities, f"{card.name} names no modality."
-    assert is_dataclass(method), f"{card.name} is not a dataclass: its parameters could not be reported."
-    known = {f.name for f in fields(method)}
-    assert set(card.quick) <= known, f"{card.name}: quick names {set(card.quick) - known}, which are no parameters."
-    names = {check.__name__ for check in CHECKS}
-    assert set(card.fails) <= names, f"{card.name}: fails names {set(card.fails) - names}, which are no checks."
-    assert method == copy.deepcopy(method), f"{card.name} does not equal its own copy: is it frozen?"
+    card_is_complete(method, CHECKS)
 
 
 def check_scores_planted_above_clean(method: Detector, twins: Twins) -> None:

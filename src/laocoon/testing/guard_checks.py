@@ -9,11 +9,10 @@ nothing about this guard.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -26,6 +25,7 @@ from laocoon.core.context import Context
 from laocoon.core.errors import BudgetSpent, InputError
 from laocoon.core.methods import Checked, Guard, Watch
 from laocoon.recipes.ranking import auroc
+from laocoon.testing.card_checks import NotTested, card_is_complete
 from laocoon.testing.probes import PlannedFailure, breaking, metered, stirred, surroundings, traces
 from laocoon.testing.twins import Twins
 
@@ -34,22 +34,9 @@ MOST_PASSES = 256  # a sample: dearer is no guard for requests
 SLACK = 1e-3  # of scores: batches of other sizes round otherwise
 
 
-class NotTested(Exception):
-    """The promise says nothing about this guard on these twins."""
-
-
 def check_card_is_complete(guard: Guard, twins: Twins) -> None:
     """The card says what documentation and skips need, and parameters are plain fields with defaults."""
-    card = type(guard).card
-    for field in ("name", "paper", "url", "misses", "summary"):
-        assert str(getattr(card, field)).strip(), f"the card of {card.name!r} has an empty {field!r}."
-    assert card.url.startswith("https://"), f"{card.name}: {card.url!r} is no https address."
-    assert is_dataclass(guard), f"{card.name} is not a dataclass: its parameters could not be saved."
-    known = {f.name for f in fields(guard)}
-    assert set(card.quick) <= known, f"{card.name}: quick names {set(card.quick) - known}, which are no parameters."
-    names = {check.__name__ for check in CHECKS}
-    assert set(card.fails) <= names, f"{card.name}: fails names {set(card.fails) - names}, which are no checks."
-    assert guard == copy.deepcopy(guard), f"{card.name} does not equal its own copy: is it frozen?"
+    card_is_complete(guard, CHECKS)
 
 
 def check_scores_stamped_above_clean(guard: Guard, twins: Twins) -> None:

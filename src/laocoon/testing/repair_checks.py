@@ -9,10 +9,9 @@ trigger, which no repair sees; candidates, where a repair wants some, are what a
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -25,6 +24,7 @@ from laocoon.core.context import Context
 from laocoon.core.methods import Mended, Repair
 from laocoon.core.subject import Subject
 from laocoon.detectors.model.trigger_inversion import TriggerInversion
+from laocoon.testing.card_checks import card_is_complete
 from laocoon.testing.probes import PlannedFailure, breaking, metered, stirred, surroundings, traces
 from laocoon.testing.twins import Twins, accuracy
 
@@ -34,17 +34,7 @@ HARMLESS = 0.02  # clean accuracy that a repair may cost
 
 def check_card_is_complete(method: Repair, twins: Twins) -> None:
     """The card says what documentation and skips need, and parameters are plain fields with defaults."""
-    card = type(method).card
-    for field in ("name", "paper", "url", "misses", "summary"):
-        assert str(getattr(card, field)).strip(), f"the card of {card.name!r} has an empty {field!r}."
-    assert card.url.startswith("https://"), f"{card.name}: {card.url!r} is no https address."
-    assert card.modalities, f"{card.name} names no modality."
-    assert is_dataclass(method), f"{card.name} is not a dataclass: its parameters could not be reported."
-    known = {f.name for f in fields(method)}
-    assert set(card.quick) <= known, f"{card.name}: quick names {set(card.quick) - known}, which are no parameters."
-    names = {check.__name__ for check in CHECKS}
-    assert set(card.fails) <= names, f"{card.name}: fails names {set(card.fails) - names}, which are no checks."
-    assert method == copy.deepcopy(method), f"{card.name} does not equal its own copy: is it frozen?"
+    card_is_complete(method, CHECKS)
 
 
 def check_success_falls(method: Repair, twins: Twins) -> None:

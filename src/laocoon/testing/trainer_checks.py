@@ -8,9 +8,8 @@ Trainers are given the planted twin's training data, poison included; the truth 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
 import torch
@@ -21,6 +20,7 @@ from laocoon.core.cases import DataCase, Samples
 from laocoon.core.context import Context
 from laocoon.core.methods import Trained, Trainer
 from laocoon.core.subject import Subject
+from laocoon.testing.card_checks import card_is_complete
 from laocoon.testing.corpora import digits
 from laocoon.testing.networks import entry
 from laocoon.testing.probes import Meter, stirred, surroundings
@@ -44,17 +44,7 @@ def bench() -> Twins:
 
 def check_card_is_complete(method: Trainer, twins: Twins) -> None:
     """The card says what documentation and skips need, and parameters are plain fields with defaults."""
-    card = type(method).card
-    for field in ("name", "paper", "url", "misses", "summary"):
-        assert str(getattr(card, field)).strip(), f"the card of {card.name!r} has an empty {field!r}."
-    assert card.url.startswith("https://"), f"{card.name}: {card.url!r} is no https address."
-    assert card.modalities, f"{card.name} names no modality."
-    assert is_dataclass(method), f"{card.name} is not a dataclass: its parameters could not be reported."
-    known = {f.name for f in fields(method)}
-    assert set(card.quick) <= known, f"{card.name}: quick names {set(card.quick) - known}, which are no parameters."
-    names = {check.__name__ for check in CHECKS}
-    assert set(card.fails) <= names, f"{card.name}: fails names {set(card.fails) - names}, which are no checks."
-    assert method == copy.deepcopy(method), f"{card.name} does not equal its own copy: is it frozen?"
+    card_is_complete(method, CHECKS)
 
 
 def check_learns(method: Trainer, twins: Twins) -> None:
