@@ -252,8 +252,8 @@ TOLD = {
 Attackers who train or change the model poison no data; those rows say so. The all-to-all set and one clean set are
 seed 0 of `experiments/every_attack.toml`, measured by the same command.
 
-**Optimistic for samples**: how FLARE's scores become p-values was changed after the all-to-all set and the first CIFAR-10
-sets of seed 1 had been seen (Blended 0.00 and all-to-all 0.27 of the poison before). Seed 2 was not looked at. The
+**Optimistic for samples**: how FLARE's scores become p-values was changed after the all-to-all set and the first
+CIFAR-10 sets of seed 1 had been seen (Blended 0.00 and all-to-all 0.27 of the poison before). Seed 2 was not looked at. The
 verdict on the whole set was not touched by that.""",
     "guard": """Fitted and calibrated on 20 clean samples a class, at a false-alarm rate of 0.05; up to 500 clean test
 samples, and as many stamped ones. *That succeed*: stamped samples that the model answers as the attacker wants.
@@ -266,8 +266,8 @@ on 600 samples of that test set instead, one model, by hand: 0.050 of the other 
 teacher). Status by the command; success of the true trigger, which no repair sees, on 1,000 test samples. *Right*: of
 those called removed, the upper bound is under a tenth.
 
-How lost accuracy counts in the choice was changed after the first BadNets model of this seed had been seen, and all rows
-are of the code before the re-activation test took part in the choice. One model a row.""",
+How lost accuracy counts in the choice was changed after the first BadNets model of this seed had been seen, and all
+rows are of the code before the re-activation test took part in the choice. One model a row.""",
 }
 
 
