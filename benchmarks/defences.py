@@ -253,8 +253,8 @@ Attackers who train or change the model poison no data; those rows say so. The a
 seed 0 of `experiments/every_attack.toml`, measured by the same command.
 
 **Optimistic for samples**: how FLARE's scores become p-values was changed after the all-to-all set and the first
-CIFAR-10 sets of seed 1 had been seen (Blended 0.00 and all-to-all 0.27 of the poison before). Seed 2 was not looked at. The
-verdict on the whole set was not touched by that.""",
+CIFAR-10 sets of seed 1 had been seen (Blended 0.00 and all-to-all 0.27 of the poison before). Seed 2 was not looked at.
+The verdict on the whole set was not touched by that.""",
     "guard": """Fitted and calibrated on 20 clean samples a class, at a false-alarm rate of 0.05; up to 500 clean test
 samples, and as many stamped ones. *That succeed*: stamped samples that the model answers as the attacker wants.
 Settings were chosen on seed 0, which is left out here.
