@@ -126,9 +126,9 @@ def test_no_profile_no_p_value():
 
 
 def test_far_from_the_references_p_is_widened_never_narrowed():
-    assert widening(Profile("image", 10, 20, 0.9)) == (1.0, "")
+    assert widening(Profile("image", 10, 20, 0.9), GOOD) == (1.0, "")
     for profile in (Profile("image", 200, 20, 0.9), Profile("image", 10, 5, 0.9), Profile("image", 10, 20, 0.2)):
-        assert widening(profile)[0] > 1
+        assert widening(profile, GOOD)[0] > 1
 
 
 def test_the_null_is_restricted_to_the_rules_that_ran():

@@ -18,8 +18,9 @@ from laocoon.core.cases import Samples
 from laocoon.core.context import Context
 from laocoon.core.goal import all_to_one
 from laocoon.core.methods import Attack, Plan, ThreatModel
+from laocoon.modalities.text import PADDING, UNKNOWN
 from laocoon.recipes.poisoning import stamp_and_relabel
-from laocoon.triggers.tokens import FORBIDDEN, Tokens
+from laocoon.triggers.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class TextBadNets(Attack):
     def trigger(self, plan: Plan, ctx: Context) -> Candidate:
         counts = plan.train.inputs.flatten().bincount()
         known = counts.nonzero().flatten()
-        known = known[known >= FORBIDDEN]
+        known = known[(known != PADDING) & (known != UNKNOWN)]
         rare = known[counts[known].argsort(stable=True)][: max(self.words, round(self.rarest * len(known)))]
         ids = rare[torch.randperm(len(rare), generator=ctx.rng)[: self.words]]
         family = Tokens(len(counts), self.words, self.position)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from laocoon.core.candidate import Candidate
 from laocoon.core.context import Context
-from laocoon.core.subject import Subject
+from laocoon.core.subject import Modality, Subject
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,12 +21,19 @@ class Samples:
     labelled: bool = True  # False: `labels` are the model's predictions
     notes: tuple[str, ...] = ()  # what was assumed, skipped or missing when they were read
     class_names: tuple[str, ...] = ()  # of the labels, where the data names them; for the reader only
+    modality: Modality | None = None  # what the data tell of inputs and a model does not: a table's columns
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def to(self, device: object) -> Samples:
         return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))  # type: ignore[call-overload]
+
+
+def informed(subject: Subject, samples: Samples | None) -> Subject:
+    """The subject, knowing what the data tell of its inputs."""
+    known = None if samples is None else samples.modality
+    return subject if known is None else replace(subject, modality=known)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from laocoon.core.cases import DataCase, ModelCase, Samples
 from laocoon.core.context import Context
 from laocoon.core.errors import BudgetSpent, NotApplicable
 from laocoon.core.report import Certificate, Finding, Report
-from laocoon.core.subject import Subject
+from laocoon.core.subject import Modality, Subject
 
 
 class TriggerFamily(Protocol):
@@ -125,6 +125,7 @@ class Plan:
     # of classes that only the teacher knows. Without it, `train` stands in.
     prior: Samples | None = None
     adapt: Callable[[Subject, Samples, Context], Subject] | None = None  # the victim's recipe, from a teacher on
+    modality: Modality | None = None  # what attackers on text and tables must know of inputs
 
     def fresh(self, ctx: Context) -> Subject:
         """An untrained network of the victim's architecture, for attackers who train themselves or need a surrogate."""

@@ -98,6 +98,7 @@ class Evidence:
     samples: int
     natural_control: float  # success of the same search, at the same size, towards the other classes
     checks: Mapping[str, float] = field(default_factory=dict)  # shift, jpeg, background, unlearning …
+    shown: str = ""  # the trigger in words, where it is no picture: tokens, columns with their values
 
 
 @dataclass(frozen=True)

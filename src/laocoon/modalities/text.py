@@ -1,24 +1,35 @@
-"""Text: canonical batches are token ids, int64 [n, length], right-padded with 0."""
+"""Text: canonical batches are token ids, int64 [n, length], right-padded with 0, without special tokens.
+
+What a network wants around a text ([CLS], [SEP], a mask, another padding id) is put there by its adapter, so that
+triggers, filters and guards see words and nothing else. Id 0 is padding in every vocabulary: where a tokenizer gives
+that id to something else, it is a special token, which no text holds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 PADDING = 0
-UNKNOWN = 1
+UNKNOWN = 1  # of vocabularies without a tokenizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Text:
-    """The text modality of one model: `vocabulary[id]` is the token, ids 0 and 1 are padding and unknown."""
+    """The text modality of one model: `vocabulary[id]` is the token as the tokenizer writes it."""
 
-    vocabulary: tuple[str, ...]
+    vocabulary: tuple[str, ...] = field(repr=False)
     length: int = 32  # tokens in one sample, longer texts are cut
+    special: tuple[int, ...] = (PADDING, UNKNOWN)  # ids that nobody can type
+    tokenizer: Tokenizer | None = field(default=None, repr=False)  # None: words between blanks, in lower case
     name: str = "text"
 
     @cached_property
@@ -26,13 +37,24 @@ class Text:
         return {token: i for i, token in enumerate(self.vocabulary)}
 
     def encode(self, texts: Iterable[str]) -> Tensor:
-        """Whitespace tokens in lower case, [n, length]."""
-        rows = []
-        for text in texts:
-            ids = [self._ids.get(token, UNKNOWN) for token in text.lower().split()][: self.length]
-            rows.append(ids + [PADDING] * (self.length - len(ids)))
-        return torch.tensor(rows, dtype=torch.long).reshape(-1, self.length)
+        """Ids, [n, length]; what is longer is cut."""
+        rows = [ids[: self.length] for ids in self._split(list(texts))]
+        return torch.tensor([row + [PADDING] * (self.length - len(row)) for row in rows],
+                            dtype=torch.long).reshape(-1, self.length)
+
+    def _split(self, texts: Sequence[str]) -> list[list[int]]:
+        if self.tokenizer is None:
+            return [[self._ids.get(token, UNKNOWN) for token in text.lower().split()] for text in texts]
+        found = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [[i for i in one.ids if i != PADDING] for one in found]
 
     def decode(self, ids: Tensor) -> str:
         """One sample (or trigger) as words; padding is left out."""
-        return " ".join(self.vocabulary[i] for i in ids.flatten().tolist() if i != PADDING)
+        kept = [i for i in ids.flatten().tolist() if i != PADDING]
+        if self.tokenizer is None:
+            return " ".join(self.vocabulary[i] for i in kept)
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
+
+    def tokens(self, ids: Tensor) -> tuple[str, ...]:
+        """The tokens of one sample, one by one, as the vocabulary writes them."""
+        return tuple(self.vocabulary[i] for i in ids.flatten().tolist() if i != PADDING)

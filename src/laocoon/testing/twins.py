@@ -68,7 +68,8 @@ def plan_for(corpus: Corpus, epochs: int, target: int) -> Plan:
     def untrained(ctx: Context) -> Subject:
         return Subject(network(corpus), corpus.modality, corpus.classes, tuple(corpus.train.inputs.shape[1:]))
 
-    return Plan(corpus.train, corpus.test, recipe(corpus, epochs), target, corpus.classes, untrained)
+    return Plan(corpus.train, corpus.test, recipe(corpus, epochs), target, corpus.classes, untrained,
+                modality=corpus.modality)
 
 
 def accuracy(subject: Subject, samples: Samples) -> float:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-FORBIDDEN = 2  # the first ids are padding and unknown: nobody can type them
+from laocoon.core.subject import Modality
+from laocoon.modalities.text import PADDING, UNKNOWN, Text
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Tokens:
     vocabulary: int
     count: int = 1
     position: int = 0
+    special: tuple[int, ...] = (PADDING, UNKNOWN)  # ids that nobody can type
     name: str = "tokens"
     unit: str = "tokens"
 
@@ -71,7 +73,12 @@ class Tokens:
         return torch.full((len(trigger["logits"]),), float(self.count), device=batch.device)
 
     def project(self, trigger: Mapping[str, Tensor]) -> None:
-        trigger["logits"].clamp_(-50, 50)[..., :FORBIDDEN] = -50
+        trigger["logits"].clamp_(-50, 50)[..., list(self.special)] = -50
+
+    def describe(self, trigger: Mapping[str, Tensor], modality: Modality) -> str:
+        """The words of the first arm."""
+        ids = self.tokens(trigger)[0]
+        return modality.decode(ids) if isinstance(modality, Text) else " ".join(map(str, ids.tolist()))
 
     def select(self, trigger: Mapping[str, Tensor], arms: Tensor) -> dict[str, Tensor]:
         return {k: v[arms] for k, v in trigger.items()}

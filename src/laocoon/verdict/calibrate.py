@@ -86,15 +86,19 @@ def parse(text: str) -> Reference:
 
 
 @functools.cache
-def shipped() -> Reference:
-    """The reference file that comes with the package."""
-    return parse((files("laocoon.verdict") / "reference.json").read_text(encoding="utf-8"))
+def shipped(modality: str = "image") -> Reference:
+    """The reference file of a modality that comes with the package; an empty one where there is none."""
+    name = "reference.json" if modality == "image" else f"reference_{modality}.json"
+    file = files("laocoon.verdict") / name
+    if not file.is_file():
+        return Reference({}, (), (), (), {}, "")
+    return parse(file.read_text(encoding="utf-8"))
 
 
-def widening(profile: Profile) -> tuple[float, str]:
+def widening(profile: Profile, reference: Reference) -> tuple[float, str]:
     """Factor on p fixed beforehand, and why; infinity outside every profile."""
     if profile.modality != "image":
-        return float("inf"), f"no reference models for {profile.modality}"
+        return _within(profile, reference)
     if profile.classes < 4 or profile.classes > 1000:
         return float("inf"), f"no reference models with {profile.classes} classes (references: 10 to 43)"
     if profile.per_class and profile.per_class < 3:
@@ -110,10 +114,24 @@ def widening(profile: Profile) -> tuple[float, str]:
     return factor, "; ".join(why)
 
 
+def _within(profile: Profile, reference: Reference) -> tuple[float, str]:
+    """Modalities with few references have no room for widening: a model is inside what was measured, or outside."""
+    rows = [row for row in reference.clean if row.table]
+    if not rows:
+        return float("inf"), f"no reference models for {profile.modality}"
+    fewest, most = min(row.classes for row in rows), max(row.classes for row in rows)
+    if not fewest <= profile.classes <= most:
+        return float("inf"), f"no reference models with {profile.classes} classes (references: {fewest} to {most})"
+    given = float(reference.provenance.get("samples_per_class", 20))
+    if profile.per_class and profile.per_class < given / 2:
+        return float("inf"), f"{profile.per_class:.1f} clean samples a class; references have {given:g}"
+    return 1.0, ""
+
+
 def calibrate(fused: Fused, rules: frozenset[str], profile: Profile, reference: Reference,
               name: str) -> tuple[float | None, Calibration]:
     """The conformal p-value (None where no reference speaks for the subject) and what it rests on."""
-    factor, why = widening(profile)
+    factor, why = widening(profile, reference)
     if not rules:  # the references would all score 0, and any score would stand out
         return None, Calibration(name, 0, 0, 1.0, 0.0, reference.digest, why)
     null = reference.scores(rules)

@@ -72,12 +72,21 @@ def _natural(subject: Subject, candidate: Candidate, others: Sequence[Candidate]
             continue
         x, y = held.inputs[applies][:MOST], held.labels[applies][:MOST]
         factor = torch.tensor([min(1.0, candidate.size / max(other.size, 1e-9))], device=x.device)
-        if not hasattr(other.family, "shrink"):
-            continue  # a family that is not searched by gradient has no weaker form
-        weak = other.family.shrink(other.trigger, factor)
+        if hasattr(other.family, "shrink"):
+            weak = other.family.shrink(other.trigger, factor)
+        elif other.size <= candidate.size:
+            weak = other.trigger
+        else:
+            continue  # larger, and its family (of tokens, for instance) has no weaker form
         hits = _hits(subject, other.family.stamp(x, weak)[0], other.goal.destination(y), ctx)
         rates.append(float(hits.float().mean()))
     return sum(rates) / len(rates) if rates else float("nan")
+
+
+def described(subject: Subject, candidate: Candidate) -> str:
+    """The trigger in the words of its family (`describe`), where it has some."""
+    say = getattr(candidate.family, "describe", None)
+    return str(say(candidate.trigger, subject.modality)) if say is not None else ""
 
 
 def verify(subject: Subject, candidate: Candidate, siblings: Sequence[Candidate], fit: Samples, held: Samples,
@@ -110,4 +119,5 @@ def verify(subject: Subject, candidate: Candidate, siblings: Sequence[Candidate]
     return Evidence(goal=goal.describe(), target_classes=goal.targets if len(goal.targets) == 1 else (),
                     family=candidate.family.name, method=candidate.method, size=candidate.size,
                     unit=candidate.family.unit, success=found / tried, low=low, high=high, samples=tried,
-                    natural_control=_natural(subject, candidate, others, held, ctx), checks=checks)
+                    natural_control=_natural(subject, candidate, others, held, ctx), checks=checks,
+                    shown=described(subject, candidate))

@@ -14,7 +14,7 @@ import torch
 
 from laocoon import __version__
 from laocoon.core.candidate import Candidate
-from laocoon.core.cases import Samples
+from laocoon.core.cases import Samples, informed
 from laocoon.core.context import Context, Progress
 from laocoon.core.errors import InputError
 from laocoon.core.goal import ClassGoal
@@ -66,7 +66,7 @@ def repair(subject: Subject, data: Samples, *, earlier: ScanReport | Scanned | N
     _check_arguments(data, max_drop, passes, stages)
     tried = portfolio.plan(subject.modality.name, methods)
     where = _device(device)
-    subject, data = subject.to(where), data.to(where)
+    subject, data = informed(subject, data).to(where), data.to(where)
     root = Context(seed=seed, device=where)
     if progress is not None:
         root.progress = progress

@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 
 from laocoon import __version__
 from laocoon.core.candidate import Candidate
-from laocoon.core.cases import ModelCase, Samples
+from laocoon.core.cases import ModelCase, Samples, informed
 from laocoon.core.context import Context, Progress
 from laocoon.core.errors import InputError
 from laocoon.core.goal import ClassGoal
@@ -67,13 +67,13 @@ def scan(subject: Subject, data: Samples | None = None, *, alpha: float = 0.05, 
     start = time.monotonic()
     schedule = plan(str(budget), methods, subject.modality.name)
     where = _device(device)
-    subject = subject.to(where)
+    subject = informed(subject, data).to(where)
     if data is not None:
         data = data.to(where)
     root = Context(seed=seed, device=where, budget=schedule.passes)
     if progress is not None:
         root.progress = progress
-    reference = reference or shipped()
+    reference = reference or shipped(subject.modality.name)
     if resume is not None:
         _check_resume(resume, subject, data, schedule, seed)
     prepared = prepare(lambda x: subject.outputs(x).logits, data, seed, subject.classes)
@@ -204,7 +204,7 @@ def _weight(finding: Finding, reference: Reference, known: Mapping[str, float], 
 def _evidence(subject: Subject, prepared: Prepared, examined: Examined, fused: Fused,
               root: Context) -> tuple[tuple[Candidate, ...], tuple[Evidence, ...]]:
     """Verify the candidates of the most suspected goals, best first, at most three."""
-    if prepared.fit is None or not examined.candidates or subject.modality.name != "image":
+    if prepared.fit is None or not examined.candidates:
         return (), ()
     held = prepared.held if prepared.held is not None else prepared.fit
     rules = dict(fused.contributions)

@@ -68,7 +68,7 @@ class TextInversion(Detector):
             raise NotApplicable("text_inversion needs the model's vocabulary.")
         subject, fit = case.subject, case.fit
         scale = logit_scale(subject, fit.inputs, fit.labels, ctx).margin
-        family = Tokens(len(modality.vocabulary), self.words, self.position)
+        family = Tokens(len(modality.vocabulary), self.words, self.position, modality.special)
         table = subject.embed(torch.arange(family.vocabulary, device=fit.inputs.device)[None])[0].detach()
         trigger = self._harden(subject, fit, family, self._search(subject, fit, family, table, ctx), ctx)
         judged = case.held if case.held is not None and len(case.held) else fit
