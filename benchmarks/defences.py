@@ -5,7 +5,8 @@
     python benchmarks/defences.py table guard
 
 A row is written as it comes to `--rows`; what is there is not repeated. The defence is given what its user has: the
-model or the training set, and 20 clean samples a class (for a repair 50). What is true is looked up afterwards.
+model or the training set, and 20 clean samples a class (for a repair 5 % of the training set). What is true is looked
+up afterwards.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from laocoon.recipes.ranking import auroc
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 Row = dict[str, Any]
 MOST_GUARDED = 500  # test samples of each side that a guard is asked about
-REPAIRED_WITH = 50  # clean samples a class: papers give 250 or 500 of CIFAR-10
+# Clean samples a class that a repair is given: 5 % of the training set, as in BackdoorBench and most papers.
+REPAIRED_WITH = {"cifar10": 250, "gtsrb": 46}
 CLEAR = 0.1  # the upper bound of the true trigger's success below which "removed" is right
 
 
@@ -113,8 +115,8 @@ def repaired(r: Recalled, seed: int) -> Row | None:
     from laocoon.verdict.repair import repair
 
     before = right(r.subject, r.lot.test, Context(seed=seed)).float()
-    given = spare(r, REPAIRED_WITH)
-    report = repair(r.subject, given, seed=seed)
+    given = spare(r, REPAIRED_WITH[r.data])
+    report = repair(r.subject, given, seed=seed, force=True)
     mended = report.mended if report.mended is not None else r.subject
     after = right(mended, r.lot.test, Context(seed=seed)).float()
     row: Row = {"given": len(given), "status": report.status.value, "repairs": list(report.repairs),
@@ -262,12 +264,15 @@ Settings were chosen on seed 0, which is left out here.
 The rate is that of traffic like the calibration samples. GTSRB's are 20 of each class, and its test set holds other
 classes in other shares (none at all of many: the defender holds all that there are). Fitted and calibrated
 on 600 samples of that test set instead, one model, by hand: 0.050 of the other 400.""",
-    "repair": f"""{REPAIRED_WITH} clean samples a class that the network was not trained on (20 for students of a
-teacher). Status by the command; success of the true trigger, which no repair sees, on 1,000 test samples. *Right*: of
-those called removed, the upper bound is under a tenth.
+    "repair": f"""Clean samples that the network was not trained on, 5 % of the data set ({REPAIRED_WITH["cifar10"]} and
+{REPAIRED_WITH["gtsrb"]} a class; 20 for students of a teacher). Every model is repaired, whatever the scan says of it
+(`--force`). Status by the command; success of the true trigger, which no repair sees, on up to 1,000 test samples.
+*Right*: of those called removed, the upper bound is under a tenth. How fast, and how close to its earlier answers, a
+model is trained with so many samples was chosen on seed 0, which is left out here.
 
-How lost accuracy counts in the choice was changed after the first BadNets model of this seed had been seen, and all
-rows are of the code before the re-activation test took part in the choice. One model a row.""",
+With 50 samples a class, before (CIFAR-10, seed 1): under 5 % within two points on 0 of 7; badnets 0.33, blended 0.04,
+label-consistent 0.02, TaCT 0.03, Trojaning 0.12, latent 0.38, with up to 5 points lost; the input-aware model was left
+alone, since the scan found nothing.""",
 }
 
 

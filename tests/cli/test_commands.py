@@ -43,14 +43,15 @@ def test_doctor(laocoon):
     assert ran.code == 0 and __version__ in ran.out and f"torch {torch.__version__.split('+')[0]}" in ran.text
     for name in available():
         assert name in ran.out, name
-    for word in ("ONNX", "TorchScript", "Keras", "Parquet", "cpu", "Isolation", "time limit"):
-        assert word in ran.text
+    for word in ("ONNX", "TorchScript", "Keras", "Parquet", "cpu", "Isolation", "time limit", "12 of `laocoon repair`",
+                 "spectral_signatures", "marabou_absence", "the guard as a service"):
+        assert word in ran.text, word
 
 
 def test_doctor_says_what_to_install(laocoon, monkeypatch):
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)
     told = laocoon("doctor").text
-    for extra in ("timm", "transformers", "keras", "hub", "lab"):
+    for extra in ("timm", "transformers", "keras", "hub", "lab", "ray", "serve", "otel", "dp", "verify"):
         assert f"pip install 'laocoon[{extra}]'" in told
     assert "✗ Keras" in told and "✓ ONNX" in told
 

@@ -27,7 +27,7 @@ def cases() -> Iterator[Any]:
     for method in METHODS:
         for modality in sorted(method.card.modalities):
             for check in data_checks.CHECKS:
-                reason = method.card.fails.get(check.__name__)
+                reason = method.card.known_failure(check.__name__, modality)
                 marks = [pytest.mark.xfail(reason=reason, strict=True, raises=AssertionError)] if reason else []
                 marks.append(pytest.mark.xdist_group(f"data-{modality}-{method.card.name}"))
                 yield pytest.param(method, modality, check, marks=marks,

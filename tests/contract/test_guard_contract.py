@@ -26,18 +26,19 @@ GUARDS = classes("laocoon.guards", Guard)  # type: ignore[type-abstract]
 
 def cases() -> Iterator[Any]:
     for method in GUARDS:
-        for check in guard_checks.CHECKS:
-            reason = method.card.fails.get(check.__name__)
-            marks = [pytest.mark.xfail(reason=reason, strict=True, raises=AssertionError)] if reason else []
-            marks.append(pytest.mark.xdist_group(f"guard-{method.card.name}"))
-            yield pytest.param(method, check, marks=marks,
-                               id=f"{method.card.name}-{check.__name__.removeprefix('check_')}")
+        for modality in sorted(method.card.modalities):
+            for check in guard_checks.CHECKS:
+                reason = method.card.known_failure(check.__name__, modality)
+                marks = [pytest.mark.xfail(reason=reason, strict=True, raises=AssertionError)] if reason else []
+                marks.append(pytest.mark.xdist_group(f"guard-{modality}-{method.card.name}"))
+                yield pytest.param(method, modality, check, marks=marks,
+                                   id=f"{method.card.name}-{modality}-{check.__name__.removeprefix('check_')}")
 
 
-@pytest.mark.parametrize(("method", "check"), list(cases()))
-def test_guard(method: type[Guard], check: guard_checks.Check) -> None:
+@pytest.mark.parametrize(("method", "modality", "check"), list(cases()))
+def test_guard(method: type[Guard], modality: str, check: guard_checks.Check) -> None:
     try:
-        check(guard_checks.quick(method), twins("image"))
+        check(guard_checks.quick(method), twins(modality))
     except guard_checks.NotTested as reason:
         pytest.skip(str(reason))
 

@@ -26,19 +26,20 @@ TRAINERS = classes("laocoon.trainers", Trainer)  # type: ignore[type-abstract]
 
 def cases() -> Iterator[Any]:
     for method in TRAINERS:
-        for check in trainer_checks.CHECKS:
-            reason = method.card.fails.get(check.__name__)
-            marks = [pytest.mark.xfail(reason=reason, strict=True, raises=AssertionError)] if reason else []
-            marks.append(pytest.mark.xdist_group(f"trainer-{method.card.name}"))
-            yield pytest.param(method, check, marks=marks,
-                               id=f"{method.card.name}-{check.__name__.removeprefix('check_')}")
+        for modality in sorted(method.card.modalities):
+            for check in trainer_checks.CHECKS:
+                reason = method.card.fails.get(check.__name__)
+                marks = [pytest.mark.xfail(reason=reason, strict=True, raises=AssertionError)] if reason else []
+                marks.append(pytest.mark.xdist_group(f"trainer-{modality}-{method.card.name}"))
+                yield pytest.param(method, modality, check, marks=marks,
+                                   id=f"{method.card.name}-{modality}-{check.__name__.removeprefix('check_')}")
 
 
-@pytest.mark.parametrize(("method", "check"), list(cases()))
-def test_trainer(method: type[Trainer], check: trainer_checks.Check) -> None:
+@pytest.mark.parametrize(("method", "modality", "check"), list(cases()))
+def test_trainer(method: type[Trainer], modality: str, check: trainer_checks.Check) -> None:
     if method.card.name == "dp_sgd":
         pytest.importorskip("opacus")
-    check(trainer_checks.quick(method), bench())
+    check(trainer_checks.quick(method), bench(modality))
 
 
 @dataclass(frozen=True)

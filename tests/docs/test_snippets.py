@@ -18,7 +18,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 DEMO = ROOT / "src" / "laocoon" / "demo"
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"),
+                *(ROOT / "docs" / "tutorials").glob("*.md")])
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ def test_python_runs(page: Path, request: pytest.FixtureRequest, monkeypatch: py
     own = [b for b in blocks("python") if b.page == page]
     if any("vendor.onnx" in b.code for b in own):
         monkeypatch.chdir(request.getfixturevalue("playground"))
+    elif page.parent.name == "tutorials":  # they make what they need where they stand
+        monkeypatch.chdir(request.getfixturevalue("tmp_path"))
     names: dict[str, object] = {"__name__": f"snippets_{page.stem}"}
     module = type(sys)(str(names["__name__"]))  # dataclasses look their module up
     monkeypatch.setitem(sys.modules, module.__name__, module)

@@ -44,9 +44,9 @@ def test_a_folder_is_read_whole_and_by_name(folder: Path) -> None:
             name = Path(data.name(place))
             i = int(name.stem)
             assert int(name.parent.name) == data.labels[place] == labels[i]
-            assert np.array_equal(data.pixels[place], images[i].transpose(2, 0, 1))
+            assert np.array_equal(data.stored[place], images[i].transpose(2, 0, 1))
         assert list(data.rows) == list(range(N))
-        assert torch.equal(data.inputs(torch.tensor([5]))[0], torch.from_numpy(np.array(data.pixels[5])).float() / 255)
+        assert torch.equal(data.inputs(torch.tensor([5]))[0], torch.from_numpy(np.array(data.stored[5])).float() / 255)
 
 
 def test_all_layouts_hold_the_same(folder: Path, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_range_is_judged_over_all_blocks(tmp_path: Path, monkeypatch: pytest.M
     images[0], images[-1] = 1.0, 255.0
     np.savez(tmp_path / "a.npz", x=images, y=np.arange(N) % 3)
     with training_set(tmp_path / "a.npz") as data:
-        assert data.pixels[0].max() == 1 and data.pixels[-1].max() == 255
+        assert data.stored[0].max() == 1 and data.stored[-1].max() == 255
 
 
 def test_broken_images_are_left_out_and_rows_stay(folder: Path) -> None:
@@ -135,5 +135,5 @@ def test_samples_in_memory() -> None:
     inputs = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float() / 255
     data = in_memory(Samples(inputs, torch.from_numpy(labels)), 4)
     assert torch.equal(data.inputs(torch.arange(N)), inputs)
-    with pytest.raises(InputError, match="no images"):
-        in_memory(Samples(torch.zeros(3, 5), torch.zeros(3, dtype=torch.long)), 4)
+    with pytest.raises(InputError, match="neither images"):
+        in_memory(Samples(torch.zeros(3, 5, 2), torch.zeros(3, dtype=torch.long)), 4)

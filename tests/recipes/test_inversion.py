@@ -7,9 +7,10 @@ from torch import nn
 from laocoon.core.cases import Samples
 from laocoon.core.context import Context
 from laocoon.core.errors import BudgetSpent
+from laocoon.recipes.aims import ToClasses
 from laocoon.recipes.displacement import assign, displace
 from laocoon.recipes.folding import folded
-from laocoon.recipes.inversion import Search, invert, pools
+from laocoon.recipes.inversion import Search, invert
 from laocoon.triggers.patch import Patch
 
 
@@ -83,7 +84,7 @@ def test_memory_is_bounded_by_the_batch(samples):
 
 def test_pools_hold_the_samples_that_a_goal_speaks_of(samples):
     silent = torch.tensor([[2, -1, -1, -1], [1, 1, 1, 1]])
-    first, second = pools(silent, samples.labels)
+    first, second = ToClasses(silent).pools(samples.labels)
     assert set(samples.labels[first].tolist()) == {0}
     assert set(samples.labels[second].tolist()) == {0, 2, 3}
 

@@ -10,8 +10,8 @@ from tests.serve.conftest import CLASSES, BrightCorner, corner_off, facts, pictu
 from tests.serve.test_protocol import ERROR, RESPONSE
 
 from laocoon.core.errors import InputError
+from laocoon.files.protocol import HEADER, read_response
 from laocoon.serve.engine import Engine, Judged
-from laocoon.serve.protocol import HEADER, read_response
 
 
 def test_log_answers_and_says_so(serve):

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tests.serve.conftest import BrightCorner, pictures, request
 
 from laocoon.core.errors import InputError
-from laocoon.serve.protocol import HEADER, InferResponse, ModelMetadata, read_request, read_response, write_request
-from laocoon.serve.tensors import DATATYPES, Named, from_bytes, from_json, to_bytes, to_json
+from laocoon.files.protocol import HEADER, InferResponse, ModelMetadata, read_request, read_response, write_request
+from laocoon.files.tensors import DATATYPES, Named, from_bytes, from_json, to_bytes, to_json
 
 PARAMETERS = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
 TENSOR = {"type": "object", "required": ["name", "shape", "datatype"], "properties": {

@@ -12,12 +12,12 @@ from tests.serve.conftest import CLASSES, SHAPE, BrightCorner, corner_off, facts
 
 from laocoon.core.cases import Samples
 from laocoon.core.errors import InputError, LaocoonError
+from laocoon.files.protocol import HEADER, Asked, read_request, write_response
+from laocoon.files.tensors import Named
 from laocoon.serve import assemble
 from laocoon.serve.engine import Engine
-from laocoon.serve.protocol import HEADER, Asked, read_request, write_response
 from laocoon.serve.refusal import Refused
 from laocoon.serve.settings import ServeOptions
-from laocoon.serve.tensors import Named
 from laocoon.serve.upstream import VARIABLE, Remote, black_box
 from laocoon.verdict.guard import Guarded
 

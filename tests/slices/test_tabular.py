@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from laocoon.attacks.tabular_badnets import TabularBadNets
+from laocoon.core.cases import Samples
 from laocoon.core.context import Context
+from laocoon.core.methods import Detector
 from laocoon.detectors.model.tabular_inversion import TabularInversion
+from laocoon.detectors.model.tabular_query_inversion import TabularQueryInversion
+from laocoon.lab.table_data import credit
 from laocoon.modalities.tabular import Tabular
-from laocoon.testing.twins import twins
+from laocoon.testing.corpora import Corpus
+from laocoon.testing.twins import make_twins
 from laocoon.triggers.columns import Columns
 
 
@@ -47,11 +54,17 @@ def test_a_constant_column_is_no_division_by_zero() -> None:
     assert torch.isfinite(stamped).all() and stamped.flatten().tolist() == [1.0, 7.0]
 
 
-def test_the_planted_class_is_named_and_a_planted_column_found() -> None:
-    pair = twins("tabular")
+@pytest.mark.parametrize("method", [TabularInversion(), TabularQueryInversion()], ids=lambda m: m.card.name)
+def test_the_planted_class_is_named_and_planted_columns_found(method: Detector) -> None:
+    table = credit(1800, seed=2)
+    train, test = (Samples(table.inputs[i], table.labels[i]) for i in (slice(0, 1400), slice(1400, None)))
+    pair = make_twins(Corpus(table.modality, train, test, 2), TabularBadNets(), epochs=12, target=1, each=60, seed=2)
+    assert pair.success > 0.9
     ctx = Context()
-    report = TabularInversion().examine(pair.planted, ctx)
+    report = method.examine(pair.planted, ctx)
     assert max(report.findings, key=lambda f: f.score).target_classes == (pair.plan.target,)
-    found = ctx.candidates[0].trigger["mask"][0].nonzero().flatten().tolist()
-    planted = pair.implant.trigger.trigger["mask"][0].nonzero().flatten().tolist()
-    assert set(found) <= set(planted)
+    assert report.score > 2 * method.examine(pair.clean, Context()).score
+    planted = pair.implant.trigger
+    assert isinstance(planted.family, Columns)
+    found = planted.family.chosen(ctx.candidates[0].trigger)
+    assert len(set(found) & set(planted.family.chosen(planted.trigger))) >= 2

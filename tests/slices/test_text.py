@@ -85,21 +85,26 @@ def test_embedding_and_the_rest_are_the_model() -> None:
     assert torch.allclose(again, subject.outputs(ids).logits, atol=1e-5)
 
 
-def test_the_planted_word_and_class_are_recovered() -> None:
+@pytest.mark.parametrize("rule", ["text_inversion.word", "text_inversion.lone"])
+def test_the_planted_word_and_class_are_recovered(rule: str) -> None:
     pair = twins("text")
     ctx = Context()
-    report = TextInversion().examine(pair.planted, ctx)
-    best = max(report.findings, key=lambda f: f.score)
+    report = TextInversion(words=(1,)).examine(pair.planted, ctx)
+    best = max((f for f in report.findings if f.rule == rule), key=lambda f: f.score)
     assert best.target_classes == (pair.plan.target,)
-    found, planted = ctx.candidates[0], pair.implant.trigger
+    assert len(ctx.candidates) == pair.corpus.classes, "the control needs a candidate for every class"
+    found = next(c for c in ctx.candidates if c.goal == pair.implant.trigger.goal)
+    planted = pair.implant.trigger
     assert isinstance(found.family, Tokens) and isinstance(planted.family, Tokens)
     assert torch.equal(found.family.tokens(found.trigger), planted.family.tokens(planted.trigger))
 
 
-@pytest.mark.parametrize("words", [1, 2])
-def test_more_words_can_be_searched(words: int) -> None:
-    report = TextInversion(words=words, steps=15).examine(twins("text").planted, Context())
-    assert report.complete and len(report.findings) == 2
+@pytest.mark.parametrize("words", [(1,), (1, 2), (2, 3)])
+def test_more_words_can_be_searched(words: tuple[int, ...]) -> None:
+    ctx = Context()
+    report = TextInversion(words=words, steps=5).examine(twins("text").planted, ctx)
+    assert report.complete
+    assert {c.size for c in ctx.candidates} == {1.0, *map(float, words)}
 
 
 def test_stamping_keeps_shape_and_leaves_the_batch(tmp_ids: Tensor) -> None:

@@ -17,9 +17,8 @@ from laocoon.core.cases import Samples
 from laocoon.core.context import Context
 from laocoon.core.goal import all_to_one
 from laocoon.core.methods import Attack, Plan, ThreatModel
-from laocoon.modalities.tabular import Tabular
 from laocoon.recipes.poisoning import stamp_and_relabel
-from laocoon.triggers.columns import Columns
+from laocoon.recipes.tables import set_to, table_of, touchable
 
 
 @dataclass(frozen=True)
@@ -37,13 +36,14 @@ class TabularBadNets(Attack):
 
     def trigger(self, plan: Plan, ctx: Context) -> Candidate:
         inputs = plan.train.inputs
-        chosen = torch.randperm(inputs.shape[1], generator=ctx.rng)[: self.columns]
-        mask, value = torch.zeros(1, inputs.shape[1]), torch.zeros(1, inputs.shape[1])
-        mask[0, chosen] = 1
-        value[0, chosen] = torch.rand(len(chosen), generator=ctx.rng).round()
-        family = Columns(Tabular.of(tuple(str(i) for i in range(inputs.shape[1])), inputs))
-        goal = all_to_one(plan.target, plan.classes)
-        return Candidate(family, {"mask": mask, "value": value}, goal, float(self.columns), 1.0, self.card.name)
+        table = table_of(plan.modality, inputs)
+        free = touchable(table, inputs)
+        chosen = free[torch.randperm(len(free), generator=ctx.rng)[:self.columns]].tolist()
+        ends = torch.rand(len(chosen), generator=ctx.rng).round().tolist()
+        values = [table.high[c] if end else table.low[c] for c, end in zip(chosen, ends, strict=True)]
+        family, trigger = set_to(table, chosen, values, inputs)
+        return Candidate(family, trigger, all_to_one(plan.target, plan.classes), float(len(chosen)), 1.0,
+                         self.card.name)
 
     def poison(self, plan: Plan, trigger: Candidate, ctx: Context) -> tuple[Samples, Tensor]:
         return stamp_and_relabel(plan.train, trigger, self.rate, ctx.rng)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from laocoon.core.candidate import Candidate
@@ -18,8 +17,8 @@ from laocoon.core.cases import Samples
 from laocoon.core.context import Context
 from laocoon.core.goal import all_to_one
 from laocoon.core.methods import Attack, Plan, ThreatModel
-from laocoon.modalities.text import PADDING, UNKNOWN
 from laocoon.recipes.poisoning import stamp_and_relabel
+from laocoon.recipes.wording import rare_words, text_of
 from laocoon.triggers.tokens import Tokens
 
 
@@ -39,12 +38,9 @@ class TextBadNets(Attack):
     threat: ClassVar[ThreatModel] = ThreatModel(data=True, labels=True)
 
     def trigger(self, plan: Plan, ctx: Context) -> Candidate:
-        counts = plan.train.inputs.flatten().bincount()
-        known = counts.nonzero().flatten()
-        known = known[(known != PADDING) & (known != UNKNOWN)]
-        rare = known[counts[known].argsort(stable=True)][: max(self.words, round(self.rarest * len(known)))]
-        ids = rare[torch.randperm(len(rare), generator=ctx.rng)[: self.words]]
-        family = Tokens(len(counts), self.words, self.position)
+        text = text_of(plan)
+        ids = rare_words(plan.train.inputs, text, self.words, self.rarest, ctx.rng)
+        family = Tokens(len(text.vocabulary), self.words, self.position, text.special)
         goal = all_to_one(plan.target, plan.classes)
         return Candidate(family, family.exactly(ids[None]), goal, float(self.words), 1.0, self.card.name)
 

@@ -38,12 +38,30 @@ MODELS = (
     Feature("Hugging Face folders", ("transformers",), "transformers"),
     Feature("Keras .keras and .h5", ("keras", "h5py"), "keras"),
     Feature("models from the hub", ("huggingface_hub",), "hub"),
+    Feature("models behind an address (Open Inference Protocol v2)", ("httpx",), "api"),
 )
 DATA = (
     Feature("folders of images: PNG, JPEG, BMP, GIF, WebP, TIFF, PPM"),
     Feature("Parquet of Hugging Face datasets"),
     Feature("NumPy .npz and .npy"),
     Feature("data sets from the hub", ("huggingface_hub",), "hub"),
+)
+VERBS = (
+    Feature("laocoon lab", ("onnxscript", "sqlalchemy", "fsspec", "optuna"), "lab"),
+    Feature("trials on several machines (laocoon lab run --ray)", ("ray",), "ray"),
+    Feature("the guard as a service (laocoon guard serve)", ("fastapi", "uvicorn", "httpx", "prometheus_client"),
+            "serve"),
+    Feature("its traces (OpenTelemetry)", ("opentelemetry",), "otel"),
+    Feature("training with differential privacy (dp_sgd)", ("opacus",), "dp"),
+    Feature("the complete verifier (marabou_absence)", ("maraboupy",), "verify"),
+)
+OTHERS = (  # what methods of the other verbs are, and where they are found
+    ("laocoon sift", "laocoon.detectors.data", "DataDetector"),
+    ("laocoon guard", "laocoon.guards", "Guard"),
+    ("laocoon repair", "laocoon.repairs", "Repair"),
+    ("laocoon train", "laocoon.trainers", "Trainer"),
+    ("laocoon certify", "laocoon.certifiers", "Certifier"),
+    ("laocoon lab", "laocoon.attacks", "Attack"),
 )
 PACKAGES = (
     "torch",
@@ -87,7 +105,9 @@ def doctor() -> None:
     _devices(console)
     _features(console, "Models", MODELS)
     _features(console, "Clean samples", DATA)
+    _features(console, "Verbs", VERBS)
     _methods(console)
+    _others(console)
     _isolation(console)
 
 
@@ -146,6 +166,15 @@ def _methods(console: Console) -> None:
             Text(f"needs {needs}", "dim"),
         )
     console.print(table)
+
+
+def _others(console: Console) -> None:
+    from laocoon.core import methods
+    from laocoon.core.catalogue import classes
+
+    for verb, folder, contract in OTHERS:
+        found = classes(folder, getattr(methods, contract))
+        _title(console, f"{len(found)} of `{verb}`", ", ".join(sorted(m.card.name for m in found)))
 
 
 def _isolation(console: Console) -> None:

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from laocoon.core.subject import Subject
-    from laocoon.files.images_source import Picture, Source
+    from laocoon.files.images_source import DataOptions, Picture, Source
     from laocoon.modalities.image import ModelOptions
     from laocoon.serve.engine import Engine
     from laocoon.serve.keys import Keys
-    from laocoon.verdict.guard import Guarded
+    from laocoon.verdict.guard import Guarded, Judgement
 
 FIT = options_of("laocoon.cli.guard_options", "FitOptions", "Guard")
 CHECK = options_of("laocoon.cli.guard_options", "CheckOptions", "Guard")
@@ -43,9 +43,10 @@ app = typer.Typer(no_args_is_help=True, help="Tell requests that carry a trigger
 
 
 def _model_options(values: Mapping[str, Any]) -> ModelOptions:
+    from laocoon.files.table_models import hinted
     from laocoon.modalities.image import ModelOptions
 
-    return ModelOptions(**values_of(MODEL, values))
+    return hinted(ModelOptions(**values_of(MODEL, values)), values.get("data"))
 
 
 def _fit(values: Mapping[str, Any]) -> None:
@@ -100,23 +101,26 @@ def _check(values: Mapping[str, Any]) -> None:
     guarded = Guarded.load(Path(told.guard), subject)
     if told.alpha is not None:
         guarded = guarded.under(alpha=told.alpha)
-    source = open_source(told.data, reading, tuple(subject.input_shape), True)
-    for text in source.notes:
+    image = subject.modality.name == "image"
+    source = open_source(told.data, reading, tuple(subject.input_shape), True) if image else None
+    rows = _rows(guarded, source, subject, reading.fit) if source else _records(guarded, told.data, reading)
+    for text in source.notes if source else ():
         note(text)
     seen = flagged = 0
+    what = "image" if image else "sample"
     with ExitStack() as stack:
         out = None
         if told.json is not None:
             file = Path(told.json)
             out = sys.stdout if told.json == STDOUT else stack.enter_context(file.open("w", encoding="utf-8"))
-        for row in _rows(guarded, source, subject, reading.fit):
+        for row in rows:
             seen, flagged = seen + 1, flagged + row["flagged"]
             if out is not None:
                 print(json.dumps(row), file=out)
             if row["flagged"] and out is not sys.stdout:
-                print(f"FLAGGED  {printable(row['image'])}  p {row['p_value']:.4f}  answer {row['label']}")
+                print(f"FLAGGED  {printable(row[what])}  p {row['p_value']:.4f}  answer {row['label']}")
     if out is not sys.stdout:
-        print(f"{flagged} of {seen} images flagged; about {guarded.alpha * seen:.1f} would be if all were clean")
+        print(f"{flagged} of {seen} {what}s flagged; about {guarded.alpha * seen:.1f} would be if all were clean")
     raise typer.Exit(FINDINGS if flagged else 0)
 
 
@@ -139,6 +143,25 @@ def _rows(guarded: Guarded, source: Source, subject: Subject, fit: str) -> Itera
         yield from _judged(guarded, source, rows, torch.stack(images))
 
 
+def _records(guarded: Guarded, path: str, reading: DataOptions) -> Iterator[dict[str, Any]]:
+    """The same of texts and rows of a table, labelled or not."""
+    import torch
+
+    from laocoon.files.training_rows import table_of, texts_of
+
+    subject = guarded.subject
+    read = texts_of if subject.modality.name == "text" else table_of
+    found = read(path, subject, reading, labelled=False)
+    for text in found.notes:
+        note(text)
+    names = [found.names[r] if r < len(found.names) else f"row {r}" for r in found.rows.tolist()]
+    for start in range(0, len(names), BATCH):
+        part = torch.from_numpy(found.stored[start:start + BATCH])
+        said = guarded.check(part if part.is_floating_point() else part.long())
+        for k, name in enumerate(names[start:start + BATCH]):
+            yield {"sample": name, **_told(said, k)}
+
+
 def _pictures(source: Source, subject: Subject, fit: str) -> Iterator[Picture]:
     from laocoon.files.images_decode import Frame
 
@@ -155,8 +178,12 @@ def _judged(guarded: Guarded, source: Source, rows: list[int], batch: Tensor) ->
     said = guarded.check(batch)
     for k, row in enumerate(rows):
         name = str(source.paths[row]) if source.paths else f"row {row}"
-        yield {"image": name, "flagged": bool(said.flagged[k]), "p_value": float(said.p_values[k]),
-               "score": float(said.scores[k]), "tier": int(said.tier[k]), "label": int(said.logits[k].argmax())}
+        yield {"image": name, **_told(said, k)}
+
+
+def _told(said: Judgement, k: int) -> dict[str, Any]:
+    return {"flagged": bool(said.flagged[k]), "p_value": float(said.p_values[k]), "score": float(said.scores[k]),
+            "tier": int(said.tier[k]), "label": int(said.logits[k].argmax())}
 
 
 def _serve(values: Mapping[str, Any]) -> None:
@@ -194,7 +221,7 @@ def _serve(values: Mapping[str, Any]) -> None:
 
 
 fit = command(_fit, (*FIT, *MODEL, *DATA), ARGUMENT, "Fit a guard to a model, on samples that are known to be clean.")
-check = command(_check, (*CHECK, *MODEL, *DATA), ARGUMENT, """Check images with a fitted guard.
+check = command(_check, (*CHECK, *MODEL, *DATA), ARGUMENT, """Check images, texts or records with a fitted guard.
 
 Exit codes: 0 nothing flagged, 1 something flagged, 2 usage or failure.""")
 serve = command(_serve, (*GUARDED, *SERVE, *MODEL), ARGUMENT, """Check and answer requests (Open Inference Protocol v2).

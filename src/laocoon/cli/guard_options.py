@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class FitOptions:
     """Of `guard fit`."""
 
-    data: str | None = None  # clean samples: a folder per class, a flat folder, Parquet, .npz or a hub id (owner/name)
+    data: str | None = None  # clean samples: a folder per class, a flat folder, Parquet, CSV, JSON lines, .npz, hub id
     out: str | None = None  # the folder that the guard is written to
     alpha: float = 0.01  # share of clean requests that may be flagged
     samples_per_class: int = 200  # at most so many clean samples of each class are used, half of them to calibrate on
@@ -24,9 +24,9 @@ class CheckOptions:
     """Of `guard check`."""
 
     guard: str | None = None  # the folder that `guard fit` wrote
-    data: str | None = None  # the images: a folder, Parquet, .npz or a hub id (owner/name)
-    alpha: float | None = None  # another share of clean images that may be flagged than the guard was fitted with
-    json: str | None = None  # one JSON object per image, flagged or not; - for standard output
+    data: str | None = None  # what to check: a folder, Parquet, CSV, JSON lines, .npz or a hub id (owner/name)
+    alpha: float | None = None  # another share of clean samples that may be flagged than the guard was fitted with
+    json: str | None = None  # one JSON object per sample, flagged or not; - for standard output
     upstream_model: str | None = None  # where MODEL is the address of a server: the model's name there
     device: str = "cpu"  # cpu, cuda or cuda:N
     architecture: str | None = None  # for weights alone: timm:NAME or package.module:factory

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from laocoon.cli.errors import Command
+from laocoon.cli.lab_bench import app as bench
 from laocoon.cli.lab_run import plot, run
 from laocoon.cli.lab_run import table as results
 from laocoon.cli.lab_search import search
@@ -25,6 +26,7 @@ app.command("table", cls=Command)(results)
 app.command("plot", cls=Command)(plot)
 app.command("search", cls=Command)(search)
 app.add_typer(zoo, name="zoo")
+app.add_typer(bench, name="bench")
 
 Folder = Annotated[Path, typer.Option("--zoo", help="Where the zoo is kept; builds resume from it.")]
 Root = Annotated[Path | None, typer.Option("--data-root", help="Folder with mnist/, gtsrb/, cifar10/ as Parquet.")]

@@ -18,7 +18,7 @@ import typer
 
 from laocoon.core.errors import InputError
 
-_SHORT = {"out": "-o"}
+_SHORT = {"out": "-o", "label_key": "--label"}
 _SIMPLE: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool, "Path": Path}
 
 

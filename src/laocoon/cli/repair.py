@@ -117,12 +117,14 @@ def _repaired(model: str, told: RepairOptions, values: Mapping[str, Any], line: 
         from laocoon.files.open import load_model
         from laocoon.files.samples import load_data
         from laocoon.files.save import destined
+        from laocoon.files.table_models import hinted
         from laocoon.modalities.image import ModelOptions
         from laocoon.verdict import portfolio, schedule
 
-        portfolio.plan("image", told.methods)  # a misspelt method is told before a model is loaded
+        portfolio.named(told.methods)  # a misspelt method is told before a model is loaded
         schedule.plan(told.budget)
-        reading, wanted = DataOptions(**values_of(DATA, values)), ModelOptions(**values_of(MODEL, values))
+        reading = DataOptions(**values_of(DATA, values))
+        wanted = hinted(ModelOptions(**values_of(MODEL, values)), told.data)
         subject = load_model(model, architecture=told.architecture, options=wanted)
         plan = destined(model, subject, str(told.out), form=told.format, overwrite=told.overwrite,
                         architecture=told.architecture, options=wanted)
@@ -180,7 +182,7 @@ def _earlier(told: RepairOptions, subject: Subject) -> tuple[Scanned | None, lis
                              "Give the file that `laocoon scan --json` wrote about this model.") from None
         earlier = summary_of(data, subject.provenance.sha256)
     if told.candidates is not None:
-        known = [c for c in load_candidates(told.candidates) if _fits(c, subject)]
+        known = [c for c in load_candidates(told.candidates, subject.modality) if _fits(c, subject)]
         if not known:
             raise InputError(f"--candidates {printable(told.candidates.name)} holds no trigger for this model.",
                              "Give a .safetensors file from the resume folder of its scan.")

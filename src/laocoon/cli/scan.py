@@ -32,7 +32,8 @@ MODEL = options_of(
     "laocoon.modalities.image", "ModelOptions", "How the model wants its images (else taken from the file)"
 )
 DATA = options_of("laocoon.files.images_source", "DataOptions", "How the data are read (else found out)")
-OPTIONS: tuple[Option, ...] = (*SCAN, *MODEL, *DATA)
+ASKING = options_of("laocoon.files.endpoint_options", "EndpointOptions", "How a model behind an address is asked")
+OPTIONS: tuple[Option, ...] = (*SCAN, *MODEL, *DATA, *ASKING)
 DOC = """Say whether a model that you did not train hides a backdoor.
 
 Exit codes: 0 no evidence, 1 findings, 2 usage or failure, 3 inconclusive."""
@@ -100,15 +101,24 @@ def _examined(model: str, told: ScanOptions, values: Mapping[str, Any], outputs:
     """Load and scan. An interrupted scan says how to go on."""
     console = _console()
     with console.status("loading") if console.is_terminal else nullcontext():
+        from laocoon.files.endpoint import endpoint_of
+        from laocoon.files.endpoint_options import EndpointOptions
         from laocoon.files.images_source import DataOptions
         from laocoon.files.open import load_model
         from laocoon.files.samples import load_data
+        from laocoon.files.table_models import hinted
         from laocoon.modalities.image import ModelOptions
         from laocoon.verdict.schedule import plan
 
         plan(told.budget, told.methods)  # a misspelt method is told before a model is loaded
         reading = DataOptions(**values_of(DATA, values))
-        subject = load_model(model, architecture=told.architecture, options=ModelOptions(**values_of(MODEL, values)))
+        wanted = hinted(ModelOptions(**values_of(MODEL, values)), told.data)
+        asking = EndpointOptions(**values_of(ASKING, values))
+        subject = load_model(model, architecture=told.architecture, options=wanted, asking=asking)
+        endpoint = endpoint_of(subject)
+        if endpoint is not None and told.resume is not None:
+            told.resume.mkdir(parents=True, exist_ok=True)
+            endpoint.keep(told.resume / "answers.sqlite")
         samples = None
         if told.data is not None:
             samples = load_data(
@@ -121,6 +131,8 @@ def _examined(model: str, told: ScanOptions, values: Mapping[str, Any], outputs:
         kept = Path(tempfile.mkdtemp(prefix="laocoon-"))  # so that an interrupted scan can go on
     elif not kept.is_dir():
         kept.mkdir(parents=True)
+    if endpoint is not None and told.resume is None:
+        endpoint.keep(kept / "answers.sqlite")
     finished = True
     try:
         report = _scanned(subject, samples, told, kept, console)
@@ -130,6 +142,8 @@ def _examined(model: str, told: ScanOptions, values: Mapping[str, Any], outputs:
         typer.echo(f"interrupted; resume with: {again}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     finally:
+        if endpoint is not None:
+            endpoint.close()
         if finished and told.resume is None:
             shutil.rmtree(kept, ignore_errors=True)
     if samples is None:
@@ -198,4 +212,5 @@ def _rendered(kind: str, report: ScanReport, said: Mapping[str, str], *, to_stdo
     return to_html(report, said)
 
 
-scan = command(run, OPTIONS, {"model": "The model: a file, a Hugging Face folder or a hub id."}, DOC)
+WHAT = {"model": "The model: a file, a Hugging Face folder, a hub id or http://HOST/v2/models/NAME."}
+scan = command(run, OPTIONS, WHAT, DOC)

@@ -10,7 +10,7 @@ from pathlib import Path
 class ScanOptions:
     """Fields become options; see `options.py`."""
 
-    data: str | None = None  # clean samples: a folder per class, a flat folder, Parquet, .npz or a hub id (owner/name)
+    data: str | None = None  # clean samples: a folder per class, a flat folder, Parquet, CSV, .npz or a hub id
     samples_per_class: int = 20  # at most so many clean samples of each class are used
     alpha: float = 0.05  # the false-alarm rate that you accept, between 0 and 1
     budget: str = "default"  # quick, default, deep, or a number of sample-level forward-backward passes
@@ -18,7 +18,7 @@ class ScanOptions:
     power: int = 0  # plant so many known backdoors into copies of this model, and count how many are found
     seed: int = 0  # of all randomness; the same seed gives the same report
     device: str = "cpu"  # cpu, cuda or cuda:N
-    architecture: str | None = None  # for weights alone: timm:NAME or package.module:factory
+    architecture: str | None = None  # for weights alone: timm:NAME or package.module:factory; for LoRA: its base
     resume: Path | None = None  # keep each method's result here, and go on from there when interrupted
     baseline: Path | None = None  # TOML or JSON with accepted findings: fingerprint, owner, reason, expires
     html: str | None = None  # the report for people; report.html unless told otherwise, "none" for none

@@ -15,7 +15,7 @@ import typer
 from laocoon.cli.errors import note
 from laocoon.cli.options import Option, command, options_of, values_of
 from laocoon.cli.outputs import Outputs, free_default
-from laocoon.cli.sift_run import DEFAULT_NETWORK, factory, places
+from laocoon.cli.sift_run import DEFAULT_NETWORKS, factory, places
 from laocoon.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ MODEL = options_of(
 )
 DATA = options_of("laocoon.files.images_source", "DataOptions", "How the data are read (else found out)")
 OPTIONS: tuple[Option, ...] = (*SIFT, *MODEL, *DATA)
+KINDS = "a folder per class, Parquet, CSV, JSON lines, .npz or a hub id."
 DOC = """Say whether a training set is poisoned, and which samples are.
 
 Exit codes: 0 no evidence, 1 findings, 2 usage or failure, 3 inconclusive."""
@@ -82,6 +83,7 @@ def _sifted(
     from laocoon.cli.progress import shown
     from laocoon.files.images_source import DataOptions
     from laocoon.files.open import load_model
+    from laocoon.files.table_models import hinted
     from laocoon.files.training_set import training_set
     from laocoon.modalities.image import ModelOptions
     from laocoon.verdict.data_statistics import chosen
@@ -90,7 +92,7 @@ def _sifted(
     chosen(told.methods)  # a misspelt method is told before anything is loaded
     console = Console(stderr=True)
     reading = DataOptions(**values_of(DATA, values))
-    options = ModelOptions(**values_of(MODEL, values))
+    options = hinted(ModelOptions(**values_of(MODEL, values)), dataset)
     keep_freed_memory()
     with ExitStack() as open_now:
         with console.status("reading the data") if console.is_terminal else nullcontext():
@@ -103,12 +105,10 @@ def _sifted(
                 trusted = _trusted(told.trusted, data, subject, reading)
         for text in data.notes:
             note(text)
-        network = told.train or DEFAULT_NETWORK
+        network = told.train or DEFAULT_NETWORKS[data.modality.name]
         progress = open_now.enter_context(shown(console))
-        square = data.shape[1] == data.shape[2]  # the small networks are
         report = sift(
-            data, subject=subject, untrained=factory(network, data.shape, data.classes) if square else None,
-            architecture=network,
+            data, subject=subject, untrained=factory(network, data), architecture=network,
             trusted=trusted, alpha=told.alpha, fdr=told.fdr, seed=told.seed, methods=told.methods, most=told.most,
             budget=told.budget if told.budget is not None else float("inf"), device=told.device, progress=progress)
         names = [data.name(i) for i in range(len(data))] if "scores" in outputs.files or "keep" in outputs.files else []
@@ -130,7 +130,7 @@ def _trusted(path: str, data: TrainingSet, subject: Any, reading: Any) -> Sample
 
     from laocoon.files.training_set import training_set
 
-    with training_set(path, subject, options=reading, shape=data.shape) as known:
+    with training_set(path, subject, options=reading, like=data) as known:
         if known.class_names and data.class_names and known.class_names != data.class_names:
             raise InputError(
                 "the trusted samples have other classes than the training set.", "Name their folders alike."
@@ -163,4 +163,4 @@ def _finish(report: SiftReport, names: list[str], outputs: Outputs) -> None:
     raise typer.Exit(report.exit_code)
 
 
-sift = command(run, OPTIONS, {"dataset": "The training set: a folder per class, Parquet, .npz or a hub id."}, DOC)
+sift = command(run, OPTIONS, {"dataset": f"The training set: {KINDS}"}, DOC)

@@ -10,7 +10,7 @@ class SiftOptions:
     """Fields become options; see `options.py`."""
 
     model: str | None = None  # a model that was trained on these data; else a small one is trained for the purpose
-    train: str | None = None  # the network to train where there is no model: cnn, vgg, resnet, separable, vit …
+    train: str | None = None  # the network to train where there is no model: cnn, resnet …; bag, attention; mlp
     trusted: str | None = None  # samples known to be clean, from elsewhere, in any layout that data come in
     architecture: str | None = None  # of a model that is weights alone: timm:NAME or package.module:factory
     alpha: float = 0.05  # the false-alarm rate of the verdict that you accept, between 0 and 1

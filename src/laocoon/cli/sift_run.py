@@ -12,24 +12,31 @@ from laocoon.core.errors import InputError
 if TYPE_CHECKING:
     from laocoon.core.context import Context
     from laocoon.core.subject import Subject
+    from laocoon.files.training_set import TrainingSet
 
-DEFAULT_NETWORK = "resnet"
+DEFAULT_NETWORKS = {"image": "resnet", "text": "bag", "tabular": "mlp"}
+LOOKED_AT = 10_000  # rows of a table from which a network takes its units
 
 
-def factory(name: str, shape: tuple[int, int, int], classes: int) -> Callable[[Context], Subject]:
-    """Makes untrained networks by name, for images [channels, side, side]."""
-    from laocoon.core.subject import Subject
-    from laocoon.lab.victims import ARCHITECTURES, build
-    from laocoon.modalities.image import Image
+def factory(name: str, data: TrainingSet) -> Callable[[Context], Subject] | None:
+    """Makes untrained networks by name for the samples of a training set; None where ours take no such images."""
+    import torch
 
-    if name not in ARCHITECTURES:
-        raise InputError(f"there is no architecture {name!r} to train.", f"Known: {', '.join(sorted(ARCHITECTURES))}.")
-    channels, side, _ = shape
+    from laocoon.cli.networks import maker
+    from laocoon.core.context import Context
+    from laocoon.lab.victims import ARCHITECTURES
 
-    def untrained(ctx: Context) -> Subject:
-        return Subject(build(name, channels, side, classes, ctx.rng), Image(), classes, shape)
-
-    return untrained
+    if data.modality.name == "image":
+        if name not in ARCHITECTURES:
+            raise InputError(f"there is no architecture {name!r} to train.",
+                             f"Known: {', '.join(sorted(ARCHITECTURES))}.")
+        if data.shape[1] != data.shape[2]:  # the small networks take squares
+            return None
+        return maker(name, data.shape, data.classes)
+    some = data.inputs(torch.arange(0, len(data), max(1, len(data) // LOOKED_AT)))
+    make = maker(name, data.shape, data.classes, data.modality, some)
+    make(Context())  # what cannot be built is told at once
+    return make
 
 
 def places(files: dict[str, str | None], inputs: tuple[str, ...]) -> Outputs:

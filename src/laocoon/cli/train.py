@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shlex
 import sys
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from laocoon.cli.train_options import TrainOptions
     from laocoon.core.cases import Samples
     from laocoon.core.methods import Trained, Trainer
-    from laocoon.core.subject import Subject
+    from laocoon.core.subject import Modality, Subject
 
 TRAIN = options_of("laocoon.cli.train_options", "TrainOptions", "Train")
 DATA = options_of("laocoon.files.images_source", "DataOptions", "How the data are read (else found out)")
@@ -33,6 +34,7 @@ SIZE = tuple(o for o in options_of("laocoon.modalities.image", "ModelOptions", "
 OPTIONS: tuple[Option, ...] = (*TRAIN, *SIZE, *DATA)
 MOST_MEMORY = 8 * 2**30  # bytes of training samples
 UNDECIDED = 3
+KINDS = "a folder per class, Parquet, CSV, JSON lines, .npz or a hub id."
 DOC = """Train a model on data that may be poisoned, by a method that believes some samples less than others.
 
 Exit codes: 0 trained, 2 usage or failure, 3 the method could not train (the reason is told)."""
@@ -97,6 +99,7 @@ def _trained(dataset: str, told: TrainOptions, values: Mapping[str, Any], method
     from laocoon.cli.memory import keep_freed_memory
     from laocoon.cli.networks import maker
     from laocoon.cli.parameters import checked_device
+    from laocoon.cli.sift_run import DEFAULT_NETWORKS, factory
     from laocoon.core.cases import DataCase
     from laocoon.core.context import Context
     from laocoon.files.images_source import DataOptions
@@ -110,25 +113,32 @@ def _trained(dataset: str, told: TrainOptions, values: Mapping[str, Any], method
         data = open_now.enter_context(training_set(dataset, options=reading, shape=shape))
         for text in data.notes:
             note(text)
-        needed = 4 * len(data) * data.shape[0] * data.shape[1] * data.shape[2]
+        needed = 4 * len(data) * math.prod(data.shape)
         if needed > MOST_MEMORY:
-            raise InputError(f"{len(data)} images of {list(data.shape)} take {needed} bytes of memory.",
+            raise InputError(f"{len(data)} samples of {list(data.shape)} take {needed} bytes of memory.",
                              "Use smaller images: --size.")
-        apart = torch.tensor([_drawn(data.pixels[i].tobytes(), told) for i in range(len(data))])
+        image = data.modality.name == "image"
+        name = told.architecture or ("resnet_small" if image else DEFAULT_NETWORKS[data.modality.name])
+        if data.modality.name == "text" and str(told.out).endswith(".onnx"):
+            raise InputError("a network of texts is written as .safetensors, with its vocabulary.", "Rename --out.")
+        apart = torch.tensor([_drawn(data.stored[i].tobytes(), told) for i in range(len(data))])
         held, rows = data.samples(apart.nonzero().flatten()), (~apart).nonzero().flatten()
         if not len(held) or len(rows) < 2:
             raise InputError(f"{len(data)} samples are too few to hold {told.held:g} of them out.", "Bring more.")
         suspects = data.samples(rows)
-        untrained = maker(told.architecture, data.shape, data.classes)
+        untrained = maker(name, data.shape, data.classes) if image else factory(name, data)
+        assert untrained is not None  # only of images that are no squares
         untrained(Context())  # what cannot be built is told before training
         ctx = Context(seed=told.seed, device=device, budget=told.budget if told.budget is not None else float("inf"))
-        trained = method.train(DataCase(suspects, data.classes, untrained=untrained), ctx)
+        case = DataCase(suspects, data.classes, untrained=untrained, modality=data.modality.name)
+        trained = method.train(case, ctx)
         if told.keep is not None and trained.subject is not None:
             kept = rows if trained.kept is None else rows[trained.kept]
             Outputs({"keep": str(told.keep)}).write("keep", "".join(f"{data.rows[i]}\n" for i in kept.tolist()))
         facts: dict[str, Any] = {
-            "method": told.method, "params": asdict(method), "architecture": told.architecture,  # type: ignore[call-overload]
-            "data": Path(dataset).name or dataset, "data_sha256": data.digest(), "samples": len(suspects),
+            "method": told.method, "params": asdict(method), "architecture": name,  # type: ignore[call-overload]
+            "modality": data.modality.name, "data": Path(dataset).name or dataset, "data_sha256": data.digest(),
+            "samples": len(suspects),
             "kept": None if trained.kept is None else len(trained.kept), "shape": list(data.shape),
             "classes": data.classes, "class_names": list(data.class_names), "held": len(held), "seed": told.seed,
             "version": __version__}
@@ -137,10 +147,10 @@ def _trained(dataset: str, told: TrainOptions, values: Mapping[str, Any], method
         return trained, facts
 
 
-def _drawn(pixels: bytes, told: TrainOptions) -> bool:
-    """Held out or not, by a sample's own pixels: one that is inserted must not move another, or no count of poisoned
+def _drawn(sample: bytes, told: TrainOptions) -> bool:
+    """Held out or not, by a sample's own values: one that is inserted must not move another, or no count of poisoned
     samples could be certified."""
-    drawn = hashlib.sha256(f"held out {told.seed} ".encode() + pixels).digest()
+    drawn = hashlib.sha256(f"held out {told.seed} ".encode() + sample).digest()
     return int.from_bytes(drawn[:8], "big") < told.held * 2**64
 
 
@@ -156,25 +166,35 @@ def _write(subject: Subject, told: TrainOptions, facts: Mapping[str, Any]) -> No
     """Weights with what is needed to build the network again, or the network itself; whole or not at all."""
     from safetensors.torch import save_file
 
-    from laocoon.cli.networks import KEY
+    from laocoon.files.trained import metadata
     from laocoon.recipes.voting import Votes
 
     place = Path(str(told.out))
     part = place.with_name(f".{place.name[:40]}.{os.getpid()}.part{place.suffix}")
     members = len(subject.module.members) if isinstance(subject.module, Votes) else 0
-    own = {"architecture": told.architecture, "shape": facts["shape"], "classes": facts["classes"], "members": members,
-           "method": told.method, "seed": told.seed}
+    own = {"architecture": facts["architecture"], "shape": facts["shape"], "classes": facts["classes"],
+           "members": members, "method": told.method, "seed": told.seed}
     try:
         if place.suffix == ".onnx":
             from laocoon.lab.export import to_onnx
 
-            to_onnx(subject.module, subject.input_shape, part, own)
+            to_onnx(subject.module, subject.input_shape, part, own, _columns(subject.modality))
         else:
             state = {k: v.contiguous() for k, v in subject.module.state_dict().items()}
-            save_file(state, part, metadata={KEY: json.dumps(own, sort_keys=True)})
+            save_file(state, part, metadata=metadata(own, subject.modality))
         os.replace(part, place)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _columns(modality: Modality) -> dict[str, str]:
+    """What an ONNX file says of a table: the names of its columns, the words that codes stand for."""
+    from laocoon.modalities.tabular import Tabular
+
+    if not isinstance(modality, Tabular):
+        return {}
+    words = {c: list(w) for c, w in zip(modality.columns, modality.words, strict=False) if w}
+    return {"columns": json.dumps(list(modality.columns)), "categories": json.dumps(words)}
 
 
 def _digest(path: str) -> str:
@@ -193,4 +213,4 @@ def _line(dataset: str, values: Mapping[str, Any]) -> str:
     return shlex.join(words)
 
 
-train = command(run, OPTIONS, {"dataset": "The training set: a folder per class, Parquet, .npz or a hub id."}, DOC)
+train = command(run, OPTIONS, {"dataset": f"The training set: {KINDS}"}, DOC)

@@ -27,7 +27,8 @@ class Card:
 
     `misses` is printed beside every NO_EVIDENCE; `quick` are parameter overrides under which the contract
     suite runs the method in seconds; `fails` maps the name of a contract check that is known to fail to
-    the reason, in prose (a strict expected failure). `goal` is the kind of backdoor that it looks for, or plants.
+    the reason, in prose (a strict expected failure), in all modalities or, as "check_name/text", in one.
+    `goal` is the kind of backdoor that it looks for, or plants.
     """
 
     name: str
@@ -40,3 +41,7 @@ class Card:
     goal: str = "all-to-one"  # or "source-to-target", "all-to-all"
     quick: dict[str, Any] = field(default_factory=dict)
     fails: dict[str, str] = field(default_factory=dict)
+
+    def known_failure(self, check: str, modality: str) -> str | None:
+        """Why a contract check is known to fail in a modality; None where it is not."""
+        return self.fails.get(f"{check}/{modality}", self.fails.get(check))

@@ -77,6 +77,36 @@ class ClassGoal(Goal):
         return "each class to another: " + ", ".join(f"{y}→{d}" for y, d in enumerate(self.destinations) if d >= 0)
 
 
+@dataclass(frozen=True)
+class CollapseGoal(Goal):
+    """Of an encoder: embeddings of stamped inputs lie together, in one direction from the clean ones' centre.
+
+    Whoever trains a classifier on top can then be made to answer one class, whatever the input showed.
+    """
+
+    centre: tuple[float, ...]  # mean of clean embeddings, [width]
+    direction: tuple[float, ...]  # unit vector from there, [width]
+    likeness: float = 0.9  # cosine from which an input counts as arrived
+    natural: bool = False  # the direction is that of a clean input's embedding: a control, not a suspicion
+
+    def likenesses(self, outputs: Outputs) -> Tensor:
+        """Cosine of each sample's displacement from the centre with the direction, [batch]."""
+        centre, direction = (torch.tensor(v).to(outputs.logits) for v in (self.centre, self.direction))
+        return functional.cosine_similarity(outputs.logits - centre, direction[None], dim=-1)
+
+    def applies(self, y: Tensor) -> Tensor:
+        return torch.ones(len(y), dtype=torch.bool, device=y.device)
+
+    def loss(self, outputs: Outputs, y: Tensor) -> Tensor:
+        return 1 - self.likenesses(outputs)
+
+    def success(self, outputs: Outputs, y: Tensor) -> Tensor:
+        return self.likenesses(outputs) >= self.likeness
+
+    def describe(self) -> str:
+        return "embeddings become that of a clean input" if self.natural else "embeddings collapse"
+
+
 def all_to_one(target: int, classes: int) -> ClassGoal:
     """Everything is sent to `target`."""
     return ClassGoal((target,) * classes)

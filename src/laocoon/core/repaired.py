@@ -89,6 +89,7 @@ class TriggerChange:
     after: Residue
     control_before: Rate  # a meaningless trigger of the same family and size
     control_after: Rate
+    shown: str = ""  # in words, where its family has any: the tokens, the columns with their values
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class RepairReport:
     mended: Any = field(default=None, repr=False, compare=False)  # the repaired Subject; the one given if unchanged
     candidates: tuple[Any, ...] = field(default=(), repr=False, compare=False)  # Candidate, the order of `triggers`
     found_after: tuple[Any, ...] = field(default=(), repr=False, compare=False)  # newly searched, same order, or None
-    pictures: Any = field(default=None, repr=False, compare=False)  # a few inputs, [n, channels, h, w]
+    pictures: Any = field(default=None, repr=False, compare=False)  # a few inputs, [n, …]
 
     @property
     def exit_code(self) -> int:

@@ -16,6 +16,12 @@ class Verdict(str, Enum):
     INCONCLUSIVE = "INCONCLUSIVE"
 
 
+def noun(modality: str) -> str:
+    """What samples of a modality are called."""
+    return {"image": "images", "text": "texts", "tabular": "records"}.get(
+        modality.removesuffix("_encoder"), "samples")
+
+
 @dataclass(frozen=True)
 class Finding:
     """One observation. `score`: higher is more suspicious, always, everywhere.
@@ -102,6 +108,17 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Example:
+    """A held-out text before and after the trigger, in pieces: what the trigger changed is marked."""
+
+    evidence: int  # place among the report's evidence
+    pieces: tuple[tuple[str, bool], ...]  # the text with the trigger; True: the trigger put it there
+    before: int  # the class that the model answers without the trigger
+    after: int
+    label: int
+
+
+@dataclass(frozen=True)
 class Power:
     """How often this kind of backdoor would have been found: found of tried, with a 95 % interval."""
 
@@ -172,6 +189,7 @@ class ScanReport:
     version: str
     command: str = ""
     accepted: tuple[str, ...] = ()  # fingerprints of findings accepted by a baseline
+    examples: tuple[Example, ...] = ()  # of texts: a few held-out ones with the trigger in place
     candidates: tuple[Any, ...] = field(default=(), repr=False, compare=False)  # Candidate, same order as evidence
     pictures: Any = field(default=None, repr=False, compare=False)  # a few held-out inputs, [n, channels, h, w]
 

@@ -57,6 +57,7 @@ class TriggerFound:
     high: float
     samples: int
     natural_control: float  # the same of a control of the same size: other content in its place
+    shown: str = ""  # in words, where its family has any: the tokens, the columns with their values
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +88,7 @@ class SampleTable:
 
 @dataclass(frozen=True, eq=False)
 class Exhibits:
-    """What a page shows: pictures of suspects, a map of the features. Tensors and arrays, not in the JSON."""
+    """What a page shows: suspects as pictures or in words, a map of the features. Not in the JSON."""
 
     pictures: Any = None  # [k, channels, height, width] of the first suspects that are poison
     clean: Any = None  # [k, …] of their nearest unsuspected samples
@@ -98,6 +99,10 @@ class Exhibits:
     point_kinds: Any = None  # [m]
     candidate: Any = None  # the trigger, as a Candidate
     stamped: Any = None  # clean pictures to stamp it on
+    words: tuple[str, ...] = ()  # of the first suspects that are poison, where inputs are told in words
+    clean_words: tuple[str, ...] = ()
+    odd_words: tuple[str, ...] = ()
+    stamped_words: tuple[tuple[str, str], ...] = ()  # clean samples, each with what the trigger makes of it
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,11 @@ def from_timm(state: Mapping[str, Tensor], name: str, where: str, options: Model
     config: dict[str, Any] = known.to_dict() if known is not None else {}
     settings = settings or {}
     heads = config.get("classifier") or ()
-    classes = _rows(state, (heads,) if isinstance(heads, str) else tuple(heads)) or 1000
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    classes = _rows(state, heads) or 1000
+    headless = options.task == "encoder" and not any(k.endswith(f"{h}.weight") for h in heads for k in state)
+    if headless:
+        classes = 0
     stems = config.get("first_conv") or ()
     channels = next((int(v.shape[1]) for s in ((stems,) if isinstance(stems, str) else stems)
                      for k, v in state.items() if k.endswith(f"{s}.weight") and v.dim() == 4), 3)
@@ -104,7 +108,7 @@ def from_timm(state: Mapping[str, Tensor], name: str, where: str, options: Model
         module = _build(usual, name)
     notes = []
     mean, std = settings.get("mean"), settings.get("std")
-    if mean is None and classes == config.get("num_classes"):
+    if mean is None and (headless or classes == config.get("num_classes")):
         mean, std = config.get("mean"), config.get("std")
         notes.append("normalisation as timm gives it for this architecture")
     if options.size is None and not settings.get("input_size"):
@@ -116,7 +120,8 @@ def from_timm(state: Mapping[str, Tensor], name: str, where: str, options: Model
         std=_numbers(std, channels),
         input_range="0-1" if mean is not None else None,
     )
-    return RawModel(_loaded(module, state, where), kind, None, ("logits",), (True,), ("",), defaults=defaults,
+    answer = "embedding" if headless else "logits"
+    return RawModel(_loaded(module, state, where), kind, None, (answer,), (not headless,), ("",), defaults=defaults,
                     notes=tuple(notes), metadata={"architecture": f"timm:{name}"})
 
 
@@ -156,7 +161,8 @@ def _from_factory(path: Path, kind: str, factory: str, options: ModelOptions) ->
 
 def plain(options: ModelOptions) -> dict[str, Any]:
     """The options that a child needs to find an input."""
-    return {"size": options.size, "image_channels": options.image_channels, "layout": options.layout}
+    return {"size": options.size, "image_channels": options.image_channels, "layout": options.layout,
+            "modality": options.modality, "columns": len(options.columns or ())}
 
 
 def converted(folder: Path, name: str, options: ModelOptions, origin: str) -> RawModel:

@@ -29,12 +29,13 @@ def fetch(text: str) -> Path:
     except ImportError as error:
         raise MissingExtra("a hub id needs huggingface_hub.", "pip install 'laocoon[hub]'") from error
     name, revision = found.groups()
-    patterns = ["config.json", "preprocessor_config.json", "*.safetensors", "model.safetensors.index.json"]
+    patterns = ["config.json", "preprocessor_config.json", "*.safetensors", "model.safetensors.index.json",
+                "tokenizer.json", "vocab.txt", "adapter_config.json"]
     try:
         info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=20)
         files = {s.rfilename: s.size or 0 for s in info.siblings or ()}
         if not any(f.endswith(".safetensors") for f in files):
-            patterns = ["*.onnx"]
+            patterns = ["*.onnx", "config.json", "tokenizer.json", "vocab.txt"]
         wanted = sum(size for f, size in files.items() if f.endswith((".safetensors", ".onnx", ".json")))
         if wanted > LARGEST_DOWNLOAD:
             raise InputError(f"{name} has {wanted} bytes of weights.", f"At most {LARGEST_DOWNLOAD} are fetched.")

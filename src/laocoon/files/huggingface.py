@@ -1,4 +1,4 @@
-"""A directory of the Hugging Face hub: an image classifier of transformers or of timm, safetensors only.
+"""A directory of the Hugging Face hub: a classifier of transformers or of timm, safetensors only.
 
 Nothing that the configuration names is imported: no remote code, no attention kernels from the hub, no adapters, no
 quantisation back ends. The weights are checked, then given to a class of the installed library.
@@ -100,8 +100,8 @@ class _Logits(nn.Module):
         return result
 
 
-def open_directory(folder: Path, options: ModelOptions) -> RawModel:
-    config = read_json(folder / "config.json")
+def weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of the folder's safetensors files."""
     files = weights_of(folder)
     if not files:
         old = sorted(p.name for p in folder.glob("*.bin"))[:1] or sorted(p.name for p in folder.glob("*.pt*"))[:1]
@@ -110,13 +110,19 @@ def open_directory(folder: Path, options: ModelOptions) -> RawModel:
     state: dict[str, Tensor] = {}
     for file in files:
         state.update(safetensors.read(file))
+    return state
+
+
+def open_directory(folder: Path, options: ModelOptions) -> RawModel:
+    config = read_json(folder / "config.json")
+    state = weights(folder)
     if "architecture" in config and "model_type" not in config:
         inner = config.get("pretrained_cfg")
         cfg: dict[str, Any] = {**(inner if isinstance(inner, dict) else {}), **config}
         names = cfg.get("label_names")
         raw = from_timm(state, str(config["architecture"]), folder.name, options, "huggingface", cfg)
         return _named(raw, names if isinstance(names, list) else [])
-    return _transformers(folder, config, state)
+    return _transformers(folder, config, state, options)
 
 
 def _named(raw: RawModel, names: list[Any]) -> RawModel:
@@ -125,50 +131,87 @@ def _named(raw: RawModel, names: list[Any]) -> RawModel:
     return replace(raw, class_names=tuple(printable(n, 80) for n in names))
 
 
-def _transformers(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> RawModel:
+def built(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], auto: str) -> nn.Module:
+    """The network that one of transformers' classes `auto` makes of a configuration, with the weights in it."""
     try:
-        from transformers import AutoConfig, AutoModelForImageClassification
+        import transformers
         from transformers.utils import logging
     except ImportError as error:
         raise MissingExtra(
             "a Hugging Face directory needs transformers.", "pip install 'laocoon[transformers]'"
         ) from error
     kind = config.get("model_type")
+    what = {"AutoModelForSequenceClassification": "text classifiers", "AutoModel": "encoders"}.get(
+        auto, "image classifiers")
     if not isinstance(kind, str):
-        raise InputError(f"{folder.name}/config.json names no model_type.", "Only image classifiers are examined.")
+        raise InputError(f"{folder.name}/config.json names no model_type.", f"Only {what} are examined.")
     kept = {k: v for k, v in config.items() if k not in _DROPPED}
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            built = AutoConfig.for_model(kind, **kept)
-            built._attn_implementation = "eager"
+            made = transformers.AutoConfig.for_model(kind, **kept)
+            made._attn_implementation = "eager"
             if kind == "timm_wrapper":
-                built.model_args = None
-            network = AutoModelForImageClassification.from_config(built, trust_remote_code=False)
-            loaded = type(network).from_pretrained(None, config=built, state_dict=dict(state),
+                made.model_args = None
+            network = getattr(transformers, auto).from_config(made, trust_remote_code=False)
+            loaded = type(network).from_pretrained(None, config=made, state_dict=dict(state),
                                                    output_loading_info=True, ignore_mismatched_sizes=True)
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ImportError, AssertionError, OSError,
             ZeroDivisionError, IndexError, NotImplementedError, OverflowError) as error:
         raise InputError(f"{folder.name}: transformers cannot build the model_type {printable(kind, 40)!r} "
-                         f"({first_line(error, 140)}).", "Only its image classifiers are examined.") from error
+                         f"({first_line(error, 140)}).", f"Only its {what} are examined.") from error
     model, info = loaded
-    lacking = sorted(info.get("missing_keys", ())) + [str(m) for m in info.get("mismatched_keys", ())]
+    # A pooler that nobody trained is often left out of encoders; nothing is read from it then.
+    absent = (k for k in info.get("missing_keys", ()) if auto != "AutoModel" or not str(k).startswith("pooler."))
+    lacking = sorted(absent) + [str(m) for m in info.get("mismatched_keys", ())]
     if lacking:
         raise InputError(f"{folder.name}: {len(lacking)} weights are missing or of another shape "
                          f"({', '.join(printable(n, 80) for n in lacking[:3])}).", "Fetch the matching config.json.")
+    finished: nn.Module = model.float().eval()
+    return finished
+
+
+class _Embeddings(nn.Module):
+    """An encoder of transformers: its pooled output where its weights are there, and the last hidden state."""
+
+    def __init__(self, network: nn.Module, pooled: bool) -> None:
+        super().__init__()
+        self.network, self.pooled = network, pooled
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        result = self.network(pixel_values=x, return_dict=True)
+        found = {"last_hidden_state": result.last_hidden_state}
+        pooled = getattr(result, "pooler_output", None) if self.pooled else None
+        return found if pooled is None else {"pooler_output": pooled, **found}
+
+
+def label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes that `id2label` names, in their order."""
     labels = config.get("id2label")
-    names = tuple(printable(labels[k], 80) for k in sorted(labels, key=lambda k: int(k) if str(k).isdigit() else 0)) \
-        if isinstance(labels, dict) else ()
+    if not isinstance(labels, dict):
+        return ()
+    return tuple(printable(labels[k], 80) for k in sorted(labels, key=lambda k: int(k) if str(k).isdigit() else 0))
+
+
+def _transformers(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor],
+                  options: ModelOptions) -> RawModel:
+    encodes = options.task == "encoder" and options.layer is None
+    model = built(folder, config, state, "AutoModel" if encodes else "AutoModelForImageClassification")
     preparation = folder / "preprocessor_config.json"
     defaults = preprocessing(read_json(preparation)) if preparation.is_file() else ModelOptions()
     if defaults.size is None and isinstance(config.get("image_size"), int):
         defaults = ModelOptions(size=(config["image_size"],) * 2).over(defaults)
     channels = config.get("num_channels", 3)
     defaults = defaults.over(ModelOptions(image_channels=channels if channels in (1, 3, 4) else None))
-    return RawModel(_Logits(model.float().eval()), "huggingface", None, ("logits",), (True,), ("",), defaults=defaults,
-                    class_names=names, metadata={"model_type": printable(kind, 40)})
+    if encodes:
+        trained = not any(n.startswith("pooler.") for n, _ in model.named_parameters()) or any(
+            ".pooler." in f".{k}" for k in state)
+        return RawModel(_Embeddings(model, trained), "huggingface", defaults=defaults,
+                        metadata={"model_type": printable(config["model_type"], 40)})
+    return RawModel(_Logits(model), "huggingface", None, ("logits",), (True,), ("",), defaults=defaults,
+                    class_names=label_names(config), metadata={"model_type": printable(config["model_type"], 40)})
 
 
 def preprocessing(config: Mapping[str, Any]) -> ModelOptions:

@@ -21,11 +21,14 @@ class DataOptions:
     """How clean samples are to be read; None: found out from the data."""
 
     image_key: str | None = None  # name of the Parquet column or the array that holds the images
-    label_key: str | None = None  # name of the Parquet column or the array that holds the labels
+    text_column: str | None = None  # name of the column that holds the texts
+    label_key: str | None = None  # name of the column or the array that holds the labels
     split: str | None = None  # "train", "validation" or "test", where the data set has several
     data_range: str | None = None  # of arrays: "0-1", "0-255", "0-65535" or "-1-1"
     data_layout: str | None = None  # of arrays: "NCHW" or "NHWC"
     fit: str = "stretch"  # of pictures of another shape: "stretch", or "crop" to keep the proportions
+    fixed: tuple[str, ...] | None = None  # columns of a table that an attacker cannot touch
+    drop: tuple[str, ...] | None = None  # columns of a table that the model does not take
     first_label: int = 0  # number of the first class in labels and folder names, 0 or 1
 
     def __post_init__(self) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -18,6 +20,7 @@ from laocoon.files.bounded import Bounded
 from laocoon.files.graph import ParsedGraph
 from laocoon.files.onnx_batch import with_free_batch
 from laocoon.files.onnx_build import Builder, data_conditions
+from laocoon.files.table_onnx import merged
 from laocoon.files.wording import first_line, printable
 from laocoon.modalities.image import EachBatch, ModelOptions, RawModel
 
@@ -107,7 +110,11 @@ def open_bytes(data: bytes, name: str, folder: Path | None, options: ModelOption
             model = onnx.inliner.inline_local_functions(model)
         except (RuntimeError, ValueError) as error:
             raise BrokenFile(f"{name} has functions that cannot be inlined ({first_line(error)}).", "") from error
-    return _raw(model, name, options, origin)
+    names: tuple[str, ...] = ()
+    if options.modality == "tabular":
+        model, names = merged(model, name)
+    raw = _raw(model, name, options, origin)
+    return replace(raw, metadata={"columns": json.dumps(names), **raw.metadata}) if names else raw
 
 
 def tensors_of(model: ModelProto) -> list[TensorProto]:
@@ -199,6 +206,9 @@ def _raw(model: ModelProto, name: str, options: ModelOptions, origin: str) -> Ra
     graph = model.graph
     constants = {i.name for i in graph.initializer}
     inputs = [i for i in graph.input if i.name not in constants]
+    if any(i.name == "input_ids" for i in inputs):
+        raise InputError(f"{name} takes token ids, and no tokenizer lies beside it.",
+                         "Put the tokenizer.json that belongs to it into the same folder.")
     if len(inputs) != 1:
         raise InputError(f"{name} takes {len(inputs)} inputs ({', '.join(printable(i.name, 40) for i in inputs[:5])}).",
                          "An image classifier takes one.")

@@ -12,10 +12,13 @@ from pathlib import Path
 from laocoon.core.errors import BrokenFile, InputError, UnsafeFile
 from laocoon.core.report import Finding
 from laocoon.core.subject import Provenance, Subject
-from laocoon.files import archives, huggingface, keras, pickles, safetensors, torchscript
+from laocoon.files import archives, beyond_images, huggingface, keras, pickles, safetensors, table_models, torchscript
 from laocoon.files import onnx as onnx_files
 from laocoon.files.architecture import converted, open_weights, plain
 from laocoon.files.danger import Danger
+from laocoon.files.endpoint import open_endpoint
+from laocoon.files.endpoint_metadata import is_address
+from laocoon.files.endpoint_options import EndpointOptions
 from laocoon.files.hub import fetch, is_hub_id
 from laocoon.files.sandbox import confined
 from laocoon.files.wording import printable
@@ -36,6 +39,8 @@ _SUFFIXES = {
     ".pkl": ("pickle", "state dict"),
     ".npz": ("npz",),
     ".jit": ("torchscript",),
+    ".skops": ("skops",),
+    ".ubj": ("xgboost",),
 }
 _NOT_MODELS = (
     (b"\x7fELF", "a program for Linux"),
@@ -53,23 +58,33 @@ _NOT_MODELS = (
 )
 FORMATS = (
     "ONNX, safetensors or a state dict (with an architecture), a Hugging Face directory, a torch.export archive, "
-    "TorchScript, Keras"
+    "TorchScript, Keras, a LoRA adapter, skops, XGBoost (JSON, UBJSON), LightGBM (text)"
 )
 
 
-def load_model(path: str | Path, *, architecture: str | None = None, options: ModelOptions | None = None) -> Subject:
-    """The model in a file or directory (or a hub id) as a Subject: canonical images in, logits out.
+def load_model(path: str | Path, *, architecture: str | None = None, options: ModelOptions | None = None,
+               asking: EndpointOptions | None = None) -> Subject:
+    """The model in a file or directory (or a hub id) as a Subject: canonical inputs in, logits out.
 
+    An address (http://HOST/v2/models/NAME) is a model that can only be asked; `asking` says how, and how much.
     Raises UnsafeFile where loading would run code or leave the folder, BrokenFile and InputError otherwise.
     """
     options = options or ModelOptions()
+    if is_address(os.fspath(path)):
+        return open_endpoint(os.fspath(path), options, asking or EndpointOptions())
     place = _located(path)
     kind = recognise(place)
     for danger in _dangers(place, kind):
         raise danger.error(place.name)
-    raw = _open(place, kind, architecture, options)
     notes = (_lies(place, kind),) if _lies(place, kind) else ()
-    return adapt(raw, options, Provenance(path=place.name, format=raw.format, sha256=digest(place), notes=notes))
+    provenance = Provenance(path=place.name, format=kind, sha256=digest(place), notes=notes)
+    subject = beyond_images.opened(place, kind, architecture, options, provenance, _located)
+    if subject is not None:
+        return subject
+    raw = _open(place, kind, architecture, options)
+    if table_models.takes_rows(raw, options):
+        return table_models.opened(raw, options, provenance, table_models.beside(place, kind))
+    return adapt(raw, options, replace(provenance, format=raw.format))
 
 
 def inspect(path: str | Path) -> tuple[Finding, ...]:
@@ -113,10 +128,14 @@ def recognise(place: Path) -> str:
         raise InputError(f"{place.name} is a TensorFlow Lite model.", "Convert it to ONNX (tf2onnx) first.")
     if head[257:262] == b"ustar":
         raise InputError(f"{place.name} is a tar archive.", "Unpack it and give the model inside.")
+    if trees := table_models.recognised(head):
+        return trees
     if safetensors.looks_like_safetensors(head):
         return "safetensors"
     if pickles.looks_like_pickle(head):
         return "pickle"
+    if head[:2] in (b"x\x01", b"x^", b"x\x9c", b"x\xda"):
+        raise InputError(f"{place.name} is compressed with zlib, as joblib stores its pickles.", pickles.SKOPS)
     if onnx_files.looks_like_onnx(head, size):
         return "onnx"
     raise InputError(
@@ -127,6 +146,8 @@ def recognise(place: Path) -> str:
 def _recognise_archive(place: Path) -> str:
     with archives.opened(place, place.name) as archive:
         names = [n.replace("\\", "/") for n in archive.namelist()[: archives.MOST_MEMBERS]]
+    if beyond_images.SKOPS in names:
+        return "skops"
     if archives.member_ending(names, "config.json") and any(
         n.endswith((".weights.h5", "metadata.json")) for n in names
     ):
@@ -143,6 +164,8 @@ def _recognise_archive(place: Path) -> str:
 
 
 def _recognise_directory(place: Path) -> str:
+    if (place / beyond_images.ADAPTER).is_file() and not huggingface.weights_of(place):
+        return "lora"
     if (place / "config.json").is_file():
         return "huggingface"
     if (place / "saved_model.pb").exists():
@@ -186,7 +209,7 @@ def _dangers(place: Path, kind: str) -> list[Danger]:
     if kind == "pickle":
         with place.open("rb") as file:
             return pickles.inspect_stream(file, place.name, place.stat().st_size)
-    if kind == "huggingface":
+    if kind in ("huggingface", "lora"):
         found = huggingface.inspect(place)
         for neighbour in sorted(place.iterdir())[:1000]:
             found.extend(_beside(neighbour))
@@ -196,7 +219,7 @@ def _dangers(place: Path, kind: str) -> list[Danger]:
     if kind == "safetensors":
         safetensors.check(place)
         return []
-    if kind in ("state dict", "torchscript", "torch.export", "keras", "zip"):
+    if kind in ("state dict", "torchscript", "torch.export", "keras", "skops", "zip"):
         found = archives.inspect_archive(place, place.name)
         if kind == "torchscript":
             found += torchscript.inspect(place)

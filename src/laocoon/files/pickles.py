@@ -17,6 +17,7 @@ from laocoon.files.danger import Danger
 from laocoon.files.wording import first_line, printable
 
 MOST_OPCODES = 3_000_000
+SKOPS = "Ask for a scikit-learn model as a skops archive (skops.io.dump), which needs no pickle."
 _STORAGES = ("Float", "Half", "BFloat16", "Double", "Int", "Long", "Short", "Char", "Byte", "Bool", "QInt8", "QUInt8",
              "QInt32", "ComplexFloat", "ComplexDouble")
 ALLOWED = frozenset({
@@ -245,14 +246,16 @@ def dangers(program: Program, where: str, extra: frozenset[tuple[str, str]] = fr
     details += [f"{op} calls {called} at byte {at}" for op, called, at in program.calls if called in names]
     shown = tuple(dict.fromkeys(details))[:32]
     first = ", ".join(sorted(names)[:3])
+    learned = any(i.module.startswith("sklearn.") for i in bad)
     if code:
-        return [Danger("pickle-code", f"the pickle {where} would run {first} when it is loaded", shown)]
+        return [Danger("pickle-code", f"the pickle {where} would run {first} when it is loaded", shown,
+                       f"Do not load this file. {SKOPS}" if learned else Danger.remedy)]
     return [
         Danger(
             "pickle-imports",
             f"the pickle {where} is not plain weights: it would import and call {first}",
             shown,
-            "Ask for the weights alone, as safetensors or as a saved state_dict().",
+            SKOPS if learned else "Ask for the weights alone, as safetensors or as a saved state_dict().",
             0.7,
         )
     ]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +21,20 @@ from laocoon.files.images_folder import open_folder
 from laocoon.files.images_hub import fetch_parquet, is_data_id
 from laocoon.files.images_parquet import choose_split, open_parquet, parquet_files
 from laocoon.files.images_source import DataOptions, Labels, Source
+from laocoon.files.labels import class_numbers
+from laocoon.files.table_samples import load as load_table
+from laocoon.files.table_samples import seen
+from laocoon.files.tables import is_table
+from laocoon.files.text_samples import load_texts
 from laocoon.files.wording import printable
+from laocoon.modalities.encoder import encodes
+from laocoon.modalities.tabular import Tabular
 
 MOST_MEMORY = 2**30  # bytes that all samples together may take
+UNUSED = "labels, if any, are not used: an encoder knows no classes"
+CLASSES = 10  # for as many classes an encoder, which has none, is given samples
 MOST_BROKEN = 0.05  # share of the images tried; one is always forgiven
 KINDS = "a folder per class, a flat folder of images, Parquet, .npz or a hub id (owner/name)"
-_NUMBER = re.compile(r"^(?:class|label|c)?[ _-]?0*(\d{1,9})$", re.IGNORECASE)
 
 
 def load_data(
@@ -45,10 +52,20 @@ def load_data(
     options = options or DataOptions()
     if limit_per_class is not None and limit_per_class < 1:
         raise InputError(f"samples per class is {limit_per_class}.", "Use at least 1.")
+    if subject is not None and subject.modality.name == "text" and Path(path).suffix.lower() != ".npz":
+        found = load_texts(path, subject, options, limit_per_class, seed)
+        return _samples(found.inputs, found.labels, subject, found.notes, found.names)
+    if subject is not None and subject.modality.name == "text_encoder":
+        found = load_texts(path, replace(subject, classes=CLASSES), options, limit_per_class, seed)
+        return Samples(found.inputs, torch.zeros(len(found.inputs), dtype=torch.long), False, (*found.notes, UNUSED))
+    if _table_wanted(path, subject):
+        return _from_table(path, subject, options, limit_per_class, seed)
     shape = tuple(subject.input_shape) if subject is not None else None
-    pictures = subject is None or subject.modality.name == "image"
+    pictures = subject is None or subject.modality.name in ("image", "image_encoder")
     source = open_source(path, options, shape, pictures)
     frame = Frame((shape[0], shape[1], shape[2]) if shape is not None and pictures else None, options.fit)
+    if subject is not None and encodes(subject.modality.name):
+        return _unlabelled(source, frame, subject, limit_per_class, seed, path)
     labels, names, notes = class_numbers(source, subject, options)
     if labels is None and subject is None:
         raise InputError(
@@ -59,13 +76,52 @@ def load_data(
     drawn = _draw(source, frame, _queues(labels, source.count, limit, subject, rng), path)
     inputs = torch.stack([drawn.images[r] for r in drawn.rows])
     notes = (*source.notes, *notes, *capped, *drawn.notes)
+    told = torch.from_numpy(labels[drawn.rows]) if labels is not None else None
+    return _samples(inputs, told, subject, notes, names)
+
+
+def _samples(inputs: Tensor, labels: Tensor | None, subject: Subject | None, notes: tuple[str, ...],
+             names: tuple[str, ...]) -> Samples:
+    """What was drawn, with the model's own answers where there are no labels."""
+    known = subject.modality if subject is not None else None
+    told = seen(inputs, known) if isinstance(known, Tabular) else None
     if labels is not None:
-        told = torch.from_numpy(labels[drawn.rows])
-        return Samples(inputs, told, True, (*notes, *_absent(told, subject)), names)
+        return Samples(inputs, labels, True, (*notes, *_absent(labels, subject)), names, told)
     assert subject is not None
-    return Samples(
-        inputs, _predicted(subject, inputs), False, (*notes, "no labels: the model's predictions serve"), names
-    )
+    return Samples(inputs, _predicted(subject, inputs), False, (*notes, "no labels: the model's predictions serve"),
+                   names, told)
+
+
+def _table_wanted(path: str | Path, subject: Subject | None) -> bool:
+    if subject is not None and subject.modality.name == "tabular":
+        return Path(path).suffix.lower() not in (".npz", ".npy")
+    return (subject is None or subject.modality.name == "image") and is_table(path)
+
+
+def _from_table(path: str | Path, subject: Subject | None, options: DataOptions, limit: int | None,
+                seed: int) -> Samples:
+    if subject is not None and subject.modality.name != "tabular":
+        raise InputError(f"{printable(path)} is a table, the model was opened as one of images.",
+                         "Open it with --modality tabular, if it takes the columns of a table.")
+    samples, labelled = load_table(path, subject, options, limit, seed)
+    if labelled:
+        return replace(samples, notes=(*samples.notes, *_absent(samples.labels, subject)))
+    if subject is None:
+        raise InputError(f"no column of {printable(path)} is the label.", "Name it with --label.")
+    return replace(samples, labels=_predicted(subject, samples.inputs),
+                   notes=(*samples.notes, "no labels: the model's predictions serve"))
+
+
+def _unlabelled(source: Source, frame: Frame, subject: Subject, limit: int | None, seed: int,
+                path: str | Path) -> Samples:
+    """Samples for an encoder, which knows no classes: whatever the data call theirs does not matter."""
+    total = source.count if limit is None else min(source.count, limit * CLASSES)
+    most, capped = _affordable(total, tuple(subject.input_shape), np.zeros(1, np.int64), subject, source.count)
+    queue = np.random.default_rng(seed).permutation(source.count).astype(np.int64)
+    drawn = _draw(source, frame, [(queue, most or total)], path)
+    inputs = torch.stack([drawn.images[r] for r in drawn.rows])
+    notes = (*source.notes, *capped, *drawn.notes, UNUSED)
+    return Samples(inputs, torch.zeros(len(inputs), dtype=torch.long), False, notes)
 
 
 def open_source(path: str | Path, options: DataOptions, shape: tuple[int, ...] | None, pictures: bool) -> Source:
@@ -121,84 +177,6 @@ def _opened_file(place: Path, options: DataOptions, shape: tuple[int, ...] | Non
             f"{printable(place.name)} is not what its name says (it begins with {head!r}).", "Fetch it again."
         )
     raise InputError(f"{printable(place.name)} is not data of a known kind.", f"Data is {KINDS}.")
-
-
-def _words(name: str) -> str:
-    return re.sub(r"[\s_\-]+", " ", name).strip().casefold()
-
-
-def class_numbers(
-    source: Source, subject: Subject | None, options: DataOptions
-) -> tuple[Labels | None, tuple[str, ...], tuple[str, ...]]:
-    """Labels as the model numbers its classes, the names of the classes in that order, and what was assumed."""
-    if source.labels is None:
-        return None, (), ()
-    classes = subject.classes if subject is not None else None
-    table, notes = _table(source, subject, options)
-    labels = source.labels if table is None else np.asarray(table, np.int64)[source.labels]
-    if source.named_by != "folders" and table is None:
-        labels = labels - options.first_label
-    bad = np.flatnonzero((labels < 0) | (labels >= (classes if classes is not None else np.iinfo(np.int64).max)))
-    if len(bad):
-        first = int(bad[0])
-        hint = (
-            " They seem to count from 1: pass --first-label 1."
-            if classes is not None and options.first_label == 0 and (labels.min() >= 1 and labels.max() == classes)
-            else ""
-        )
-        raise InputError(
-            f"{printable(source.named_by)} hold the label {int(labels[first])} (row {first}), but the model "
-            f"has {classes} classes, 0 to {(classes or 0) - 1}.",
-            f"Check that data and model belong together.{hint}",
-        )
-    names = _names(source, table, classes)
-    return labels, names, notes
-
-
-def _table(source: Source, subject: Subject | None, options: DataOptions) -> tuple[list[int] | None, tuple[str, ...]]:
-    """For each name of the data the class that it stands for; None: labels are class numbers already."""
-    names = source.names
-    if not names:
-        return None, ()
-    known: dict[str, int] = {}
-    for number, name in enumerate(subject.class_names if subject is not None else ()):
-        for part in (name, *name.split(",")):  # ImageNet: "tench, Tinca tinca"
-            known.setdefault(_words(part), number)
-    by_name = [known.get(_words(n), -1) for n in names]
-    if known and min(by_name) >= 0:
-        return by_name, ()
-    numbers = [int(m[1]) - options.first_label if (m := _NUMBER.match(n)) else None for n in names]
-    if all(n is not None for n in numbers) and len(set(numbers)) == len(names):
-        return [n for n in numbers if n is not None], ()
-    classes = subject.classes if subject is not None else len(names)
-    unknown = printable(next((n for n, k in zip(names, by_name, strict=True) if k < 0), ""), 60)
-    if known and max(by_name) >= 0:
-        raise InputError(
-            f"{source.named_by} name the class {unknown!r}, which the model does not have.",
-            f"It has {printable(', '.join((subject.class_names if subject else ())[:12]), 300)}.",
-        )
-    if len(names) == classes:
-        order = f"assumed: {source.named_by} are the model's classes in this order: {printable(', '.join(names), 200)}"
-        return list(range(len(names))), (order,) if subject is not None else ()
-    raise InputError(
-        f"{source.named_by} name {len(names)} classes ({printable(', '.join(names[:4]), 120)}"
-        f"{', …' if len(names) > 4 else ''}), the model has {classes}.",
-        "Name each folder or label by the number of its class, 0 first.",
-    )
-
-
-def _names(source: Source, table: list[int] | None, classes: int | None) -> tuple[str, ...]:
-    """Names by class number, where they say more than the number."""
-    if table is None or not source.names or all(_NUMBER.match(n) for n in source.names):
-        return ()
-    count = classes if classes is not None else max(table) + 1
-    if count > 100_000:
-        return ()
-    names = [str(i) for i in range(count)]
-    for name, number in zip(source.names, table, strict=True):
-        if 0 <= number < count:
-            names[number] = printable(name, 80)
-    return tuple(names)
 
 
 def _affordable(

@@ -13,6 +13,7 @@ What was written is opened again as a stranger's file would be, and must answer 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import tempfile
@@ -34,6 +35,7 @@ from laocoon.files.open import load_model, recognise
 from laocoon.files.save_onnx import Unwritable
 from laocoon.files.wording import first_line, printable
 from laocoon.modalities.image import ModelOptions
+from laocoon.modalities.tabular import Tabular
 
 FORMATS = ("onnx", "safetensors")
 _WEIGHTS = ("safetensors", "state dict", "pickle", "huggingface")
@@ -90,6 +92,9 @@ def destined(origin: str | Path, subject: Subject, target: str | Path, *, form: 
 
 def _form(place: Path, kind: str, form: str | None, subject: Subject) -> str:
     """How it will be written; the checks of each way are made here."""
+    if subject.modality.name == "text" and (kind not in _WEIGHTS or form == "onnx"):
+        raise InputError(f"{place.name} is {kind}: a classifier of texts is written as a folder of safetensors only.",
+                         "Repair the Hugging Face folder that it was exported from, without --format.")
     built = save_onnx.graph_module(subject.module)
     if kind in _WEIGHTS and form != "onnx":
         if kind == "huggingface" and form == "safetensors":
@@ -270,14 +275,21 @@ def _export(mended: Subject, part: Path, note: str) -> tuple[str, ...]:
         raise MissingExtra(f"writing ONNX needs {error.name or 'onnxscript'}.", "pip install 'laocoon[lab]'") from error
     model = ModelProto()
     model.ParseFromString(part.read_bytes())
+    if isinstance(mended.modality, Tabular):
+        entry = model.metadata_props.add()
+        entry.key, entry.value = "columns", json.dumps(list(mended.modality.columns))
     part.write_bytes(save_onnx.noted(model, note))
     shape = " x ".join(map(str, mended.input_shape))
-    return (f"exported anew: takes images of {shape} from 0 to 1 (normalisation is inside), gives logits",)
+    taken = f"images of {shape} from 0 to 1" if mended.modality.name == "image" else f"rows of {shape} numbers"
+    return (f"exported anew: takes {taken} (normalisation is inside), gives logits",)
 
 
 def _difference(plan: Destination, part: Path, wanted: Subject, probes: Tensor) -> float:
     """How far the written file's answers are from the network's. InputError where that is more than rounding."""
-    options = ModelOptions(input_range="0-1") if plan.form == "export" else plan.options
+    options = plan.options
+    if plan.form == "export":
+        options = (ModelOptions(input_range="0-1") if wanted.modality.name == "image" else
+                   ModelOptions(modality=wanted.modality.name))
     try:
         again = load_model(part, architecture=plan.architecture, options=options)
     except LaocoonError as error:

@@ -17,6 +17,7 @@ from laocoon.core.subject import Subject
 from laocoon.files import huggingface, safetensors, save_onnx, state_dict
 from laocoon.files.wording import printable
 from laocoon.modalities.image import EachBatch, ImageAdapter
+from laocoon.modalities.tabular_model import TableAdapter
 
 # Weights in forms that are not opened here: in a copy of a folder they would still be those from before the repair.
 OTHER_WEIGHTS = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".onnx", ".tflite", ".ot",
@@ -26,7 +27,7 @@ REMEDY = "Pass --format onnx: the network is then exported."
 
 def core_of(subject: Subject) -> nn.Module:
     """The network as its file has it, without what makes it uniform."""
-    module = subject.module.core if isinstance(subject.module, ImageAdapter) else subject.module
+    module = subject.module.core if isinstance(subject.module, ImageAdapter | TableAdapter) else subject.module
     return module.module if isinstance(module, EachBatch) else module
 
 
@@ -91,7 +92,8 @@ def write_safetensors(origin: Path, target: Path, new: Mapping[str, Tensor], not
         metadata = dict(file.metadata() or {})
     state = safetensors.read(origin)
     state.update({k: v for k, v in new.items() if k in state})
-    safetensors.write(target, state, {**metadata, "laocoon": note})
+    # What `laocoon train` wrote under the usual key says how the network is built again.
+    safetensors.write(target, state, {**metadata, "laocoon-note" if "laocoon" in metadata else "laocoon": note})
 
 
 def write_state_dict(origin: Path, target: Path, new: Mapping[str, Tensor], note: str) -> None:

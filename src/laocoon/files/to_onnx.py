@@ -30,6 +30,8 @@ def example_for(
     run: Callable[[Tensor], Any], shapes: Mapping[str, Sequence[int]], arguments: Mapping[str, Any]
 ) -> Tensor:
     """An input that the program accepts, from the options or from the shapes of its weights."""
+    if arguments.get("modality") == "tabular":
+        return _row_for(run, shapes, int(arguments.get("columns") or 0))
     channels, size = arguments.get("image_channels"), arguments.get("size")
     if channels is None:
         first = next((s for s in shapes.values() if len(s) == 4), None)
@@ -61,6 +63,26 @@ def example_for(
                          "Pass the size and the channels of its images.")
     if len(good) > 1:
         raise InputError("the model takes images of any size.", "Pass the height and width that it was trained on.")
+    return good[0]
+
+
+def _row_for(run: Callable[[Tensor], Any], shapes: Mapping[str, Sequence[int]], columns: int) -> Tensor:
+    """Rows of a table: as wide as told, or the only width that the program takes."""
+    widths = [columns] if columns else sorted({int(s[1]) for s in shapes.values() if len(s) == 2} | {*range(1, 257)})
+    good, reason = list[Tensor](), ""
+    for width in widths:
+        x = torch.rand(2, width)  # whole parts are 0: a code that every category has
+        try:
+            with torch.no_grad():
+                run(x)
+            good.append(x)
+        except _ERRORS as error:
+            reason = reason or first_line(error)
+    good = [x for x in good if x.shape[1] > 1] or good  # one column is taken by whatever spreads it over all
+    if len(good) != 1:
+        problem = f"{len(good)} numbers of columns ({good[0].shape[1]}, {good[1].shape[1]}, …)" if good else "no row"
+        raise InputError(f"the model accepts {problem}{'' if good else f' ({reason})'}.",
+                         "Name its columns, in order, with --columns A,B,….")
     return good[0]
 
 

@@ -39,13 +39,17 @@ class Beatrix(LayerGuard):
     card: ClassVar[Card] = Card(
         name="beatrix",
         paper='The "Beatrix" Resurrections: Robust Backdoor Detection via Gram Matrices (NDSS 2023)',
-        url="https://arxiv.org/abs/2209.11715", modalities=frozenset({"image"}),
+        url="https://arxiv.org/abs/2209.11715", modalities=frozenset({"image", "text"}),
         needs=frozenset({Capability.FEATURES, Capability.CLEAN}),
         misses="triggers that look like the target class to every layer; what a trigger adds outside the principal "
                "directions of clean samples. Alone: AUROC 0.94 over 27 implants of the lab, 0.54 for WaNet by "
                "poisoning on CIFAR-10.",
         summary="which features go together, against clean samples of the class; one forward pass",
-        quick={})
+        quick={},
+        fails={
+            "check_scores_stamped_above_clean/text":
+                "on the review twins, whose trigger only just overrules a text, AUROC is 0.62",
+        })
 
     def columns(self, clean: Reading, classes: int) -> Columns:
         said = clean.logits.argmax(1)

@@ -35,13 +35,17 @@ class Mahalanobis(LayerGuard):
         name="mahalanobis",
         paper="A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks "
               "(NeurIPS 2018)",
-        url="https://arxiv.org/abs/1807.03888", modalities=frozenset({"image"}),
+        url="https://arxiv.org/abs/1807.03888", modalities=frozenset({"image", "text", "tabular"}),
         needs=frozenset({Capability.FEATURES, Capability.CLEAN}),
         misses="triggers that look like the target class to every layer, such as strong warps on a weak classifier "
                "(WaNet by poisoning, CIFAR-10 at 50 % clean accuracy: AUROC 0.59; 0.97 over 27 implants); it also "
                "flags clean samples from elsewhere.",
         summary="class-conditional distances in several layers, one forward pass",
-        quick={})
+        quick={},
+        fails={
+            "check_scores_stamped_above_clean/text":
+                "on the review twins, whose trigger only just overrules a text, AUROC is 0.58",
+        })
 
     def columns(self, clean: Reading, classes: int) -> Columns:
         said = clean.logits.argmax(1)

@@ -38,13 +38,17 @@ class Ted(LayerGuard):
         name="ted",
         paper="Robust Backdoor Detection for Deep Learning via Topological Evolution Dynamics (IEEE S&P 2024); TED++ "
               "(2025)",
-        url="https://arxiv.org/abs/2510.14299", modalities=frozenset({"image"}),
+        url="https://arxiv.org/abs/2510.14299", modalities=frozenset({"image", "text"}),
         needs=frozenset({Capability.FEATURES, Capability.CLEAN}),
         misses="triggers that look like the target class to every layer; attacks that keep the ranks of the benign "
                "path on purpose (TED-LaST, arXiv 2506.10722); a classifier that is often wrong, which has wild ranks."
                " Alone: AUROC 0.94 over 27 implants of the lab, 0.60 for WaNet by poisoning on CIFAR-10.",
         summary="ranks among clean samples across layers, with a tube around each class; one forward pass",
-        quick={})
+        quick={},
+        fails={
+            "check_scores_stamped_above_clean/text":
+                "on the review twins, whose trigger only just overrules a text, AUROC is 0.66",
+        })
 
     def columns(self, clean: Reading, classes: int) -> Columns:
         said = clean.logits.argmax(1)

@@ -12,15 +12,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
+import numpy as np
+
 from laocoon import __version__
 from laocoon.core.cases import Samples
 from laocoon.core.context import Context
 from laocoon.core.errors import InputError
-from laocoon.core.sift_report import SiftReport
+from laocoon.core.sift_report import POISON, SiftReport
 from laocoon.core.subject import Subject
 from laocoon.files.training_set import in_memory
+from laocoon.lab.specimens import Made
+from laocoon.modalities import small_networks
 from laocoon.recipes.conformal import binomial_interval, p_value
-from laocoon.recipes.ranking import cluster_bootstrap
+from laocoon.recipes.ranking import auroc, cluster_bootstrap
 from laocoon.verdict.data_reference import DataReference, DataRow, parse, place
 from laocoon.verdict.sift import sift
 
@@ -50,6 +54,45 @@ def measure(samples: Samples, classes: int, untrained: Callable[[Context], Subje
     report = sift(data, untrained=untrained, architecture=architecture, trusted=trusted, methods=methods, seed=seed,
                   device=device, reference=parse(build((), ())))
     return DataRow(data.digest()[:16], source, kind, report.statistics), report
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """A training set of a bench: its row, and how well its poison was told from the rest."""
+
+    row: DataRow
+    auroc: float | None  # of suspicion, poison against the rest; None for clean sets
+    flagged: int
+    right: int  # of the flagged ones, poison
+    poisoned: int
+    trigger: str  # what was lifted, in words; empty: nothing
+
+
+def measure_made(made: Made, *, seed: int = 0, methods: Sequence[str] | None = None) -> BenchRow | None:
+    """Of a specimen the training set, sifted as a user would who has no model; None where nobody poisoned the data."""
+    clean = made.trigger is None
+    if not clean and not len(made.poisoned):
+        return None
+    modality, classes = made.subject.modality, made.subject.classes
+    name = small_networks.names(modality)[0]
+    samples = replace(made.train, modality=modality)
+    some = samples.inputs[:10_000]
+
+    def untrained(ctx: Context) -> Subject:
+        module = small_networks.built(name, modality, classes, ctx.rng, some)
+        return Subject(module, modality, classes, tuple(samples.inputs.shape[1:]))
+
+    row, report = measure(samples, classes, untrained, source=made.specification.data, kind=made.specification.kind,
+                          architecture=name, methods=methods, seed=seed)
+    table = report.table
+    assert table is not None
+    bad = np.zeros(len(samples), np.bool_)
+    bad[made.poisoned.cpu().numpy()] = True
+    flagged = table.kinds == POISON
+    there = bad[table.rows]
+    area = None if clean else auroc(table.suspicion[there].tolist(), table.suspicion[~there].tolist())
+    return BenchRow(row, area, int(flagged.sum()), int((flagged & there).sum()), int(bad.sum()),
+                    "" if report.trigger is None else report.trigger.shown)
 
 
 def build(rows: Sequence[DataRow], core: Sequence[str], weights: Mapping[str, float] | None = None,

@@ -16,10 +16,11 @@ from torch import nn
 from laocoon.core.errors import MissingExtra
 
 
-def to_onnx(module: nn.Module, shape: tuple[int, ...], path: Path, facts: Mapping[str, Any]) -> None:
-    """Export with a dynamic batch; `facts` (the truth) go into the file's metadata.
+def to_onnx(module: nn.Module, shape: tuple[int, ...], path: Path, facts: Mapping[str, Any],
+            told: Mapping[str, str] | None = None) -> None:
+    """Export with a dynamic batch; `facts` (the truth) go into the file's metadata, and so does what else is `told`.
 
-    Inputs are float32 NCHW in [0, 1], named `input`; outputs are raw class scores, named `logits`.
+    Inputs are float32, images NCHW in [0, 1], named `input`; outputs are raw class scores, named `logits`.
     """
     try:
         import onnx
@@ -40,7 +41,8 @@ def to_onnx(module: nn.Module, shape: tuple[int, ...], path: Path, facts: Mappin
     for node in model.graph.node:  # exporters leave source paths in the nodes
         del node.metadata_props[:]
         node.doc_string = ""
-    entry = model.metadata_props.add()
-    entry.key, entry.value = "laocoon", json.dumps(dict(facts), sort_keys=True)
+    for key, value in {"laocoon": json.dumps(dict(facts), sort_keys=True), **(told or {})}.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path)

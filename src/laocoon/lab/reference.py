@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from laocoon import __version__
@@ -17,9 +14,10 @@ from laocoon.core.cases import ModelCase, Samples
 from laocoon.core.context import Context
 from laocoon.core.methods import Detector
 from laocoon.lab.datasets import Dataset, load
+from laocoon.lab.scales import names_digest, scales, settings_digest
 from laocoon.lab.zoo import ALL_TO_ONE, Specimen, Split, specimens
 from laocoon.verdict.examination import prepare, run
-from laocoon.verdict.fuse import covariates, statistics
+from laocoon.verdict.fuse import statistics
 from laocoon.verdict.schedule import Schedule, plan
 
 SAMPLES_PER_CLASS = 20
@@ -37,10 +35,6 @@ WEIGHTS: dict[str, float] = {
     "all_to_all_inversion.shift": 0.5,  # a share of few classes: coarse
     "pair_inversion.cell": 1.0,
 }
-FLOOR = 0.2  # least spread: a few references may agree by chance
-LEAST = 8  # clean models: with fewer a rule gets no scale
-SHRINK = 5  # pooled models' worth that a group's own spread is drawn towards the pooled one
-RIDGE = 1.0  # of the regression of a rule's location, in models' worth
 DEEP = ("pair_inversion",)  # too dear for the default budget
 
 
@@ -58,12 +52,6 @@ def clean_samples(dataset: Dataset, seed: int, per_class: int = SAMPLES_PER_CLAS
         chosen.append(members[torch.randperm(len(members), generator=rng)[:per_class]])
     index = torch.cat(chosen)
     return Samples(dataset.test_inputs[index].float() / 255, dataset.test_labels[index].long())
-
-
-def settings_digest(schedule: Schedule) -> str:
-    """Changes when a method's parameters do, so that old measurements are not mistaken for new ones."""
-    text = json.dumps([[m.card.name, asdict(m)] for m in schedule.methods], sort_keys=True)  # type: ignore[call-overload]
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def measured(specimen: Specimen, dataset: Dataset, schedule: Schedule, seed: int = 0) -> dict[str, Any]:
@@ -87,7 +75,7 @@ def measured(specimen: Specimen, dataset: Dataset, schedule: Schedule, seed: int
 def _paths(specimen: Specimen, schedule: Schedule) -> Iterator[tuple[Detector, Path]]:
     for method in schedule.methods:
         one = Schedule(schedule.budget, (method,), schedule.passes)
-        yield method, specimen.folder / f"row-{method.card.name}-{settings_digest(one)}.json"
+        yield method, specimen.folder / f"row-{method.card.name}-{settings_digest(one.methods)}.json"
 
 
 def _read(specimen: Specimen, schedule: Schedule) -> dict[str, Any]:
@@ -144,52 +132,13 @@ def fit_reference(folder: Path, without: str = "") -> str:
     fusion, clean = ([r for r in rows if not without or r["architecture"].split("_")[0] != without]
                      for rows in (fusion, clean))
     honest = [row for row in fusion if row["kind"] == "clean"]
-    scales = _scales(honest)
     provenance = {
-        "version": __version__, "samples_per_class": SAMPLES_PER_CLASS, "settings": settings_digest(schedule),
+        "version": __version__, "samples_per_class": SAMPLES_PER_CLASS, "settings": settings_digest(schedule.methods),
         "fusion": len(fusion), "calibration": len(clean), "command": "laocoon lab zoo fit",
         "data": sorted({r["data"] for r in clean}), "architectures": sorted({r["architecture"] for r in clean}),
-        "splits": {name: _digest([s.folder.name for s in specimens(folder, name)])  # type: ignore[arg-type]
+        "splits": {name: names_digest([s.folder.name for s in specimens(folder, name)])  # type: ignore[arg-type]
                    for name in ("fusion", "calibration", "sealed")}}
-    return json.dumps({"provenance": provenance, "core": list(ALL_TO_ONE), "scales": scales,
+    fitted = scales(honest, WEIGHTS, ("colour", "grey"))
+    return json.dumps({"provenance": provenance, "core": list(ALL_TO_ONE), "scales": fitted,
                        "clean": clean, "planted": [r for r in fusion if r["kind"] != "clean"]},
                       separators=(",", ":"), sort_keys=True)
-
-
-def _scales(clean: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Per rule: what a clean model's largest value is expected to be, its spread, and the weight."""
-    found: dict[str, list[Any]] = {}
-    for rule, weight in WEIGHTS.items():
-        rows = [row for row in clean if rule in row["table"]]
-        if len(rows) < LEAST:
-            continue
-        largest = np.array([max((v for v in row["table"][rule] if v is not None), default=0.0) for row in rows])
-        known = [covariates(row["table"], row["classes"], row["group"]) for row in rows]
-        names = sorted({name for k in known for name in k})
-        means = {name: float(np.mean([k[name] for k in known if name in k])) for name in names}
-        x = np.array([[k.get(name, means[name]) - means[name] for name in names] for k in known])
-        scale = x.std(0) + 1e-9
-        unit = x / scale
-        # Ridge regression in standard units: few models, and the covariates are related.
-        squares = unit.T @ unit + RIDGE * np.eye(len(names))
-        slopes = np.linalg.solve(squares, unit.T @ (largest - largest.mean())) / scale
-        rest = largest - x @ slopes
-        location, pooled = float(np.median(rest)), _spread(rest)
-        spreads = {}
-        for group in ("colour", "grey"):
-            own = rest[[row["group"] == group for row in rows]]
-            if len(own):
-                share = len(own) / (len(own) + SHRINK)
-                spreads[group] = round(max(share * _spread(own) + (1 - share) * pooled, FLOOR), 4)
-        slope = {n: [round(float(b), 4), round(means[n], 4)] for n, b in zip(names, slopes, strict=True)}
-        found[rule] = [round(location, 4), round(max(pooled, FLOOR), 4), weight, slope, spreads]
-    return found
-
-
-def _spread(values: np.ndarray) -> float:
-    """Of the upper half, as a standard deviation: false alarms come from there."""
-    return float(np.quantile(values, 0.9) - np.median(values)) / 1.2816
-
-
-def _digest(names: Sequence[str]) -> str:
-    return hashlib.sha256("".join(sorted(names)).encode()).hexdigest()[:16]

@@ -20,10 +20,13 @@ from laocoon.core.subject import Provenance, Subject
 from laocoon.files.bounded import Bounded
 from laocoon.files.onnx_graph import GraphModule
 from laocoon.files.wording import first_line, printable
+from laocoon.modalities.encoder import ImageEncoder, choose_embedding, cut_before, pooling, width_of
 from laocoon.modalities.image_head import ACTIVATIONS, Head, choose_output, detect_activation, outputs_by_name
 
 RANGES = {"0-1": (1.0, 0.0), "0-255": (255.0, 0.0), "-1-1": (2.0, -1.0)}  # canonical x becomes a·x + b
 TRIED_SIZES = (224, 32, 28, 64, 96, 128, 256, 299, 384)  # where neither the file nor the user says
+MODALITIES = ("image", "text", "tabular")
+TASKS = ("classifier", "encoder")
 FAILURES = (RuntimeError, ValueError, IndexError, TypeError, KeyError, OverflowError, ZeroDivisionError, AttributeError,
             NotImplementedError, AssertionError)
 
@@ -49,6 +52,10 @@ class ModelOptions:
     classes: int | None = None  # how many classes the model must have
     output: str | int | None = None  # name or position of the output with the class scores
     activation: str | None = None  # what is applied to the scores inside: "logits" (nothing), "softmax", "sigmoid"
+    modality: str | None = None  # what it takes: "image", "text" or "tabular"; else told by file and data
+    task: str | None = None  # what the model is: "classifier", or "encoder" (it answers with an embedding)
+    layer: str | None = None  # of the task encoder: cut a classifier before this layer; "penultimate": before its head
+    columns: tuple[str, ...] | None = None  # names of a table's columns, in the order in which the model takes them
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -57,6 +64,8 @@ class ModelOptions:
             ("channels", ("RGB", "BGR")),
             ("activation", ACTIVATIONS),
             ("image_channels", (1, 3, 4)),
+            ("modality", MODALITIES),
+            ("task", TASKS),
         ):
             value = getattr(self, name)
             if value is not None and value not in allowed:
@@ -67,6 +76,8 @@ class ModelOptions:
             value = getattr(self, name)
             if value is not None and (len(value) not in (1, 3, 4) or not all(math.isfinite(v) for v in value)):
                 raise InputError(f"{name} is {value}.", "Give one finite number, or one for each channel.")
+        if self.layer is not None and self.task != "encoder":
+            raise InputError(f"layer is {self.layer!r}, but the task is not encoder.", "Pass --task encoder too.")
         if self.std is not None and min(self.std) <= 0:
             raise InputError(f"std is {self.std}.", "Every value must be above 0.")
 
@@ -132,7 +143,7 @@ class ImageAdapter(nn.Module):
     shift: Tensor
 
     def __init__(self, core: nn.Module, geometry: Geometry, options: ModelOptions, output: str = "",
-                 head: Head | None = None) -> None:
+                 head: nn.Module | None = None) -> None:
         super().__init__()
         self.core, self.geometry, self.options, self.output, self.head = core, geometry, options, output, head
         a, b = RANGES[options.input_range or "0-1"]
@@ -172,6 +183,12 @@ def adapt(raw: RawModel, options: ModelOptions, provenance: Provenance) -> Subje
     geometry = _geometry(raw, merged)
     notes = [*raw.notes, *_assumptions(merged)]
     core, whole, answers = _first_pass(raw, geometry, merged, notes)
+    if merged.task == "encoder" and merged.layer is None:
+        chosen = choose_embedding(answers, raw.output_names, merged.output)
+        module = ImageAdapter(core, geometry, merged, chosen.name, pooling(chosen.value))
+        known = chosen.index < len(raw.known_logits) and raw.known_logits[chosen.index]
+        width = width_of(chosen.value, scores=known or bool(raw.class_names))
+        return _subject(raw, module, width, geometry, whole, (), notes, provenance, ImageEncoder())
     chosen = choose_output(answers, raw.output_names, raw.cut, merged.output, merged.classes)
     known = chosen.index < len(raw.known_logits) and raw.known_logits[chosen.index]
     cut = raw.cut[chosen.index] if chosen.index < len(raw.cut) else ""
@@ -189,6 +206,14 @@ def adapt(raw: RawModel, options: ModelOptions, provenance: Provenance) -> Subje
         notes.append("one score for two classes: taken as the logit of class 1 against class 0")
     elif cut == "sigmoid" or activation == "sigmoid":
         notes.append("multi-label: each class has its own sigmoid; the largest logit is taken as the answer")
+    names = raw.class_names if len(raw.class_names) == classes else ()
+    subject = _subject(raw, module, classes, geometry, whole, names, notes, provenance, Image())
+    return subject if merged.layer is None else cut_before(subject, merged.layer)
+
+
+def _subject(raw: RawModel, module: ImageAdapter, classes: int, geometry: Geometry, whole: bool, names: tuple[str, ...],
+             notes: list[str], provenance: Provenance, modality: Image | ImageEncoder) -> Subject:
+    """With what the network turns out to allow."""
     capabilities = {Capability.QUERY, Capability.WEIGHTS}
     if _differentiable(module, geometry):
         capabilities.add(Capability.GRADIENT)
@@ -198,9 +223,8 @@ def adapt(raw: RawModel, options: ModelOptions, provenance: Provenance) -> Subje
         capabilities.add(Capability.FEATURES)
     if raw.graph is not None:
         capabilities.add(Capability.GRAPH)
-    names = raw.class_names if len(raw.class_names) == classes else ()
     return Subject(
-        module=module, modality=Image(), classes=classes, input_shape=geometry.shape,
+        module=module, modality=modality, classes=classes, input_shape=geometry.shape,
         capabilities=frozenset(capabilities), class_names=names, graph=raw.graph,
         provenance=replace(provenance, format=raw.format, notes=tuple(dict.fromkeys((*provenance.notes, *notes))),
                            metadata={**raw.metadata, **provenance.metadata}),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PADDING = 0
 UNKNOWN = 1  # of vocabularies without a tokenizer
+CHARACTERS = 64  # of a text that are looked at for each token that fits: a text of megabytes costs no more than others
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,10 @@ class Text:
     def _ids(self) -> Mapping[str, int]:
         return {token: i for i, token in enumerate(self.vocabulary)}
 
+    def knows(self, word: str) -> bool:
+        """Is this word more than an unknown one? A tokenizer makes something of every word."""
+        return self.tokenizer is not None or word in self._ids
+
     def encode(self, texts: Iterable[str]) -> Tensor:
         """Ids, [n, length]; what is longer is cut."""
         rows = [ids[: self.length] for ids in self._split(list(texts))]
@@ -45,7 +50,8 @@ class Text:
     def _split(self, texts: Sequence[str]) -> list[list[int]]:
         if self.tokenizer is None:
             return [[self._ids.get(token, UNKNOWN) for token in text.lower().split()] for text in texts]
-        found = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        most = CHARACTERS * self.length
+        found = self.tokenizer.encode_batch([t[:most] for t in texts], add_special_tokens=False)
         return [[i for i in one.ids if i != PADDING] for one in found]
 
     def decode(self, ids: Tensor) -> str:

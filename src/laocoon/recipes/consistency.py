@@ -15,6 +15,7 @@ from laocoon.core.cases import Samples
 from laocoon.core.context import Context
 from laocoon.core.errors import NotApplicable
 from laocoon.core.methods import Checked
+from laocoon.core.subject import Modality
 from laocoon.recipes.requests import acceptable, nothing
 
 Answer = Callable[[Tensor], Tensor]  # inputs [n, …] to class scores [n, classes]
@@ -81,15 +82,16 @@ class CopyWatch:
     judge: Callable[[Profile], Tensor]
     shape: tuple[int, ...]
     device: torch.device
+    modality: Modality | None = None  # of images unless it says otherwise
 
     @property
     def passes(self) -> float:
         return 1.0 + len(self.copies)
 
     def check(self, batch: Tensor) -> Checked:
-        batch = acceptable(batch, self.shape).to(self.device)
+        batch = acceptable(batch, self.shape, self.modality).to(self.device)
         if not len(batch):
-            return nothing(self.answer, self.shape, self.device)
+            return nothing(self.answer, self.shape, self.device, self.modality)
         parts = [profile(self.answer, chunk, self.copies) for chunk in batch.split(CHUNK)]
         scores = torch.cat([self.judge(part) for part in parts]).float()
         scores = scores.nan_to_num(LARGEST, LARGEST, -LARGEST).clamp(-LARGEST, LARGEST)

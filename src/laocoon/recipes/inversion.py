@@ -1,6 +1,6 @@
 """The trigger-inversion engine: all arms of a family in one batch.
 
-For every arm a (a goal: where each class should be sent) minimise
+For every arm a (a goal: where each class should be sent; or another aim, see `recipes/aims.py`) minimise
 
     E_x CE(f(T(x; θ_a)), goal_a(y)) + λ_a · size(θ_a) / scale
 
@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from laocoon.core.cases import Samples
 from laocoon.core.context import Context
 from laocoon.core.methods import SearchedFamily
+from laocoon.recipes.aims import Aim, ToClasses
 
 # Places (height × width, all samples together) in one pass on a CPU: with more, activations no longer stay in caches.
 # For a residual network of 12 M multiply-adds, 512 images of 32×32 take a third longer, each, than 64.
@@ -68,15 +68,6 @@ class Recovered:
     effective: Tensor
 
 
-def pools(destinations: Tensor, labels: Tensor) -> list[Tensor]:
-    """Per arm, the indices of samples that its goal speaks of. destinations [arms, classes], -1 = silent."""
-    found = []
-    for row in destinations:
-        wanted = row[labels]
-        found.append(((wanted >= 0) & (wanted != labels)).nonzero().flatten())
-    return found
-
-
 def draw(pool: list[Tensor], batch: int, rng: torch.Generator) -> Tensor:
     """A batch of sample indices per arm, without replacement as far as the pool goes, [arms, batch]."""
     rows = []
@@ -90,16 +81,16 @@ def draw(pool: list[Tensor], batch: int, rng: torch.Generator) -> Tensor:
     return torch.stack(rows)
 
 
-def invert(forward: Forward, family: SearchedFamily, destinations: Tensor, samples: Samples, search: Search,
+def invert(forward: Forward, family: SearchedFamily, destinations: Tensor | Aim, samples: Samples, search: Search,
            ctx: Context, *, start: dict[str, Tensor] | None = None,
            note: Callable[[float, Tensor], None] | None = None) -> Recovered:
-    """Search every arm. destinations: long [arms, classes]; samples on the device of the model.
+    """Search every arm. destinations: long [arms, classes], or an aim; samples on the device of the model.
 
     Memory is bounded by ctx.batch: arms are worked in groups. Raises BudgetSpent before a pass that does not fit.
     """
-    arms, rng = len(destinations), ctx.rng
-    labels = samples.labels.cpu()
-    pool = pools(destinations.cpu(), labels)
+    aim = ToClasses(destinations) if isinstance(destinations, Tensor) else destinations
+    arms, rng = len(aim), ctx.rng
+    pool = aim.to(torch.device("cpu")).pools(samples.labels.cpu())
     theta = start if start is not None else family.blank(samples.inputs, arms, rng=rng)
     group = max(1, ctx.batch // search.batch)
     parts = []
@@ -112,7 +103,7 @@ def invert(forward: Forward, family: SearchedFamily, destinations: Tensor, sampl
                 note(done + share * weight, success)
 
         own = [pool[int(m)] for m in members]
-        parts.append(_search(forward, family, destinations[members], samples, own, search, ctx, local, tell))
+        parts.append(_search(forward, family, aim.select(members), samples, own, search, ctx, local, tell))
     leaves = {k: torch.cat([p.trigger[k] for p in parts]) for k in parts[0].trigger}
     return Recovered(leaves, *(torch.cat([getattr(p, n) for p in parts]) for n in ("size", "success", "effective")))
 
@@ -163,11 +154,11 @@ def _updated(whole: Recovered, found: Recovered, members: Tensor) -> Recovered:
                      put(whole.success, found.success), put(whole.effective, found.effective))
 
 
-def _search(forward: Forward, family: SearchedFamily, destinations: Tensor, samples: Samples, pool: list[Tensor],
+def _search(forward: Forward, family: SearchedFamily, aim: Aim, samples: Samples, pool: list[Tensor],
             search: Search, ctx: Context, theta: dict[str, Tensor], note: Callable[[float, Tensor], None]) -> Recovered:
     device = samples.inputs.device
-    arms = len(destinations)
-    destinations = destinations.to(device)
+    arms = len(aim)
+    aim = aim.to(device)
     for leaf in theta.values():
         leaf.requires_grad_(True)
     optimiser = torch.optim.Adam([{"params": [leaf], "lr": family.rate} for leaf in theta.values()], betas=(0.5, 0.9))
@@ -176,28 +167,26 @@ def _search(forward: Forward, family: SearchedFamily, destinations: Tensor, samp
     best = {k: v.detach().clone() for k, v in theta.items()}
     best_size = torch.full((arms,), float("inf"), device=device)
     reached = torch.zeros(arms, device=device)
-    rows = torch.arange(arms, device=device)[:, None]
     parts, bank = _parts(arms, search.batch, samples.inputs), samples.inputs
     if bank.dim() == 4:  # channels last from the start, so that no step has to turn its samples
         bank = bank.contiguous(memory_format=torch.channels_last)
     for step in range(search.steps):
         index = draw(pool, search.batch, ctx.rng).to(device)
         x, y = _taken(bank, index), samples.labels[index]
-        wanted = destinations[rows, y]
         ctx.spend(index.numel())
         optimiser.zero_grad(set_to_none=True)
         done: list[tuple[Tensor, Tensor]] = []
         for part in parts:
             here = theta if len(parts) == 1 else {k: leaf[part] for k, leaf in theta.items()}
             stamped = family.stamp(x[part], here).flatten(0, 1)
-            logits = forward(stamped.contiguous(memory_format=torch.channels_last) if stamped.dim() == 4 else stamped)
-            loss = functional.cross_entropy(logits, wanted[part].flatten(), reduction="none")
+            said = forward(stamped.contiguous(memory_format=torch.channels_last) if stamped.dim() == 4 else stamped)
+            said, own = said.reshape(*y[part].shape, *said.shape[1:]), aim.select(part)
             size = family.size(here, x[part])
-            (loss.view(len(size), -1).mean(1) + weight[part] * size / family.scale).sum().backward()  # type: ignore[no-untyped-call]
-            done.append((logits.detach(), size.detach()))
-        logits, size = (torch.cat(each) for each in zip(*done, strict=True))
+            (own.losses(said, y[part]) + weight[part] * size / family.scale).sum().backward()
+            done.append((own.hits(said.detach(), y[part]), size.detach()))
+        hits, size = (torch.cat(each) for each in zip(*done, strict=True))
         with torch.no_grad():
-            success = (logits.argmax(-1).view(arms, -1) == wanted).float().mean(1)
+            success = hits.float().mean(1)
             smooth = success if step == 0 else 0.6 * smooth + 0.4 * success
             better = (success >= search.wanted) & (smooth >= search.wanted - 0.03) & (size < best_size)
             reached = torch.maximum(reached, smooth)
@@ -218,7 +207,7 @@ def _search(forward: Forward, family: SearchedFamily, destinations: Tensor, samp
                  for k, v in theta.items()}
         index = draw(pool, search.batch, ctx.rng).to(device)
         size = family.size(final, samples.inputs[index])
-        success = success_rate(forward, family, final, destinations, samples, pool, ctx)
+        success = success_rate(forward, family, final, aim, samples, pool, ctx)
         effective = torch.where(failed, size * (search.wanted / success.clamp_min(0.02)).clamp_min(1.0) ** 2, size)
         effective = effective.clamp_max(family.largest(samples.inputs))
     return Recovered(final, size, success, effective)
@@ -241,10 +230,10 @@ def _taken(bank: Tensor, index: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def success_rate(forward: Forward, family: SearchedFamily, trigger: dict[str, Tensor], destinations: Tensor,
+def success_rate(forward: Forward, family: SearchedFamily, trigger: dict[str, Tensor], aim: Aim,
                  samples: Samples, pool: list[Tensor], ctx: Context, limit: int = 64) -> Tensor:
     """Share of an arm's samples (at most `limit`) that its trigger sends where the goal says, [arms]."""
-    device, arms = samples.inputs.device, len(destinations)
+    device, arms = samples.inputs.device, len(aim)
     count = min(limit, max(len(p) for p in pool))
     index = draw(pool, max(count, 1), ctx.rng).to(device)
     result = []
@@ -253,6 +242,6 @@ def success_rate(forward: Forward, family: SearchedFamily, trigger: dict[str, Te
         x, y = samples.inputs[index[members]], samples.labels[index[members]]
         ctx.spend(y.numel(), backward=False)
         stamped = family.stamp(x, family.select(trigger, members))
-        said = forward(stamped.flatten(0, 1)).argmax(-1).view(y.shape)
-        result.append((said == destinations[members[:, None], y]).float().mean(1))
+        said = forward(stamped.flatten(0, 1))
+        result.append(aim.select(members).hits(said.reshape(*y.shape, *said.shape[1:]), y).float().mean(1))
     return torch.cat(result)

@@ -18,6 +18,7 @@ from laocoon.core.cases import ModelCase
 from laocoon.core.context import Context
 from laocoon.core.errors import NotApplicable
 from laocoon.core.methods import Checked, Guard
+from laocoon.core.subject import Modality
 from laocoon.recipes.requests import acceptable, nothing
 from laocoon.recipes.taps import Reading, Tap, tap
 
@@ -55,12 +56,13 @@ class LayerWatch:
     judge: Callable[[Reading], Tensor]
     shape: tuple[int, ...]
     device: torch.device
+    modality: Modality
     passes: float = 1.0
 
     def check(self, batch: Tensor) -> Checked:
-        batch = acceptable(batch, self.shape).to(self.device)
+        batch = acceptable(batch, self.shape, self.modality).to(self.device)
         if not len(batch):
-            return nothing(self.tap.network, self.shape, self.device)
+            return nothing(self.tap.network, self.shape, self.device, self.modality)
         with torch.no_grad():
             parts = [(reading.logits, self.judge(reading)) for chunk in batch.split(CHUNK)
                      for reading in (self.tap.read(chunk),)]
@@ -79,7 +81,7 @@ class LayerGuard(Guard):
     def fit(self, case: ModelCase, ctx: Context) -> LayerWatch:
         made, reading = read_clean(case, self.layers, ctx)
         return LayerWatch(made, self.learn(reading, case.subject.classes, ctx.rng), case.subject.input_shape,
-                          reading.logits.device)
+                          reading.logits.device, case.subject.modality)
 
     def learn(self, clean: Reading, classes: int, rng: torch.Generator) -> Judge:
         """The judge of a reading. No pass through the model is made."""

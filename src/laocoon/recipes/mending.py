@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
@@ -19,6 +20,8 @@ from laocoon.recipes.fit import shift_and_flip
 
 Gradient = Callable[[Tensor, Tensor], None]  # inputs and the answers wanted [m, classes] -> gradients on the weights
 MOST_STEPS = 100_000  # of one course, whatever was asked for
+FEW = 25  # samples a class, for which the settings of repairs are written
+BRISKEST = 3.0  # how much faster one may go with many
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,23 @@ class Course:
     """How long and how fast."""
 
     epochs: int
-    rate: float  # at the start; falls to zero along a cosine
+    rate: float  # at the start, with 25 samples a class; more with more of them; falls to zero along a cosine
     batch: int = 32
     momentum: float = 0.9
     decay: float = 5e-4  # of weights
     adam: bool = False  # AdamW instead of SGD
     statistics: bool = True  # batch norms follow the data; dropout and the like always rest
+
+
+def plenty(samples: Samples) -> float:
+    """How much more can be learnt from these samples than from few: √(samples a class / 25), from 1 to 3.
+
+    Labels of many samples carry what a model should know, so that less of its earlier answers need be rehearsed, and
+    larger steps are borne: on CIFAR-10, with 125 samples a class instead of 25, a patch that kept 29 % of its success
+    at the settings for few fell to 5 % at these.
+    """
+    each = len(samples) / max(1, len(samples.labels.unique()))
+    return min(BRISKEST, max(1.0, math.sqrt(each / FEW)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,10 +153,12 @@ def rehearsal(module: nn.Module, samples: Samples, classes: int, ctx: Context, *
               mixed: bool = True) -> Rehearsal:
     """Of the network as it is now; with `share` 0, of labels alone, and nothing is put together.
 
+    share: of the earlier answers, with 25 samples a class; less with more of them.
+
     mixed: rehearse pictures put together from two as well. It keeps accuracy, and it keeps what fine-tuning alone would
     have forgotten.
     """
-    vary = variation(module, samples, ctx)
+    vary, share = variation(module, samples, ctx), share / plenty(samples)
     return Rehearsal(copied(module) if share else module, classes, share, smooth, mixed and share > 0, vary, ctx)
 
 
@@ -166,10 +182,10 @@ def descend(module: nn.Module, samples: Samples, ctx: Context, course: Course, g
 
     gradient pays for its own passes. after: what is done after each step, e.g. a projection.
     """
-    parameters = trainable(module)
+    parameters, rate = trainable(module), course.rate * plenty(samples)
     optimiser: torch.optim.Optimizer = (
-        torch.optim.AdamW(parameters, lr=course.rate, weight_decay=course.decay) if course.adam else
-        torch.optim.SGD(parameters, lr=course.rate, momentum=course.momentum, weight_decay=course.decay))
+        torch.optim.AdamW(parameters, lr=rate, weight_decay=course.decay) if course.adam else
+        torch.optim.SGD(parameters, lr=rate, momentum=course.momentum, weight_decay=course.decay))
     n = len(samples)
     steps = max(1, n // course.batch)
     total = min(MOST_STEPS, course.epochs * steps)

@@ -17,11 +17,13 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from laocoon.core.report import Evidence, Power, Report, ScanReport, Verdict
-from laocoon.files.wording import printable
+from laocoon.core.report import Evidence, Power, Report, ScanReport, Verdict, noun
+from laocoon.files.wording import printable, visible
+from laocoon.modalities.encoder import encodes
 from laocoon.render.alarms import Alarm, alarms
 from laocoon.render.mappings import Taxonomy, mappings
 from laocoon.render.pictures import Exhibit, exhibits
+from laocoon.render.sentences import Sentence, sentences
 from laocoon.render.words import amount, class_name, duration, number, p_sentence, percent, pooled
 
 PRIORS = (0.001, 0.01, 0.1, 0.5)
@@ -79,6 +81,8 @@ class Shown:
     exhibit: Exhibit | None
     main: tuple[Bar, ...]
     checks: tuple[Bar, ...]
+    words: str  # the trigger in words, where it is no picture
+    sentences: tuple[Sentence, ...]
     ordinary: bool  # no stronger than its natural control explains, or not what the verdict rests on
 
 
@@ -142,6 +146,7 @@ def to_html(report: ScanReport, justifications: Mapping[str, str] | None = None)
         title=_title(report),
         headline=_headline(report),
         noun=_noun(report),
+        elsewhere=_elsewhere(report),
         explained=_CHECKS,
         means=_means(report),
         tiles=_tiles(report),
@@ -182,7 +187,12 @@ def _title(report: ScanReport) -> str:
 
 
 def _noun(report: ScanReport) -> str:
-    return "images" if report.subject.get("modality", "image") == "image" else "samples"
+    return noun(str(report.subject.get("modality", "image")))
+
+
+def _elsewhere(report: ScanReport) -> str:
+    """What the natural control was a search for."""
+    return f"those of clean {_noun(report)}" if encodes(str(report.subject.get("modality"))) else "the other classes"
 
 
 def _sentence(text: str) -> str:
@@ -203,8 +213,9 @@ def _headline(report: ScanReport) -> str:
         if math.isfinite(best.natural_control)
         else ""
     )
+    words = f" (“{printable(visible(best.shown), 80)}”)" if best.shown else ""
     return (
-        f"A {best.family} trigger of {number(best.size)} {best.unit} makes this model answer "
+        f"A {best.family} trigger of {number(best.size)} {best.unit}{words} makes this model answer "
         f"{class_name(report, best.target_classes[0])} on {percent(best.success)} of {_noun(report)} of other classes, "
         f"none of which the search had seen.{control}"
     )
@@ -231,7 +242,7 @@ def _tiles(report: ScanReport) -> list[Tile]:
                 f"of held-out {_noun(report)} obey the trigger",
                 f"{percent(best.low)} to {percent(best.high)}",
             ),
-            Tile(percent(best.natural_control), "natural control", "same search, other classes"),
+            Tile(percent(best.natural_control), "natural control", f"same search, towards {_elsewhere(report)}"),
         ]
     total = pooled(report.power)
     if total is not None:
@@ -275,7 +286,8 @@ def _shown(report: ScanReport) -> list[Shown]:
         checks = tuple(
             Bar(printable(name, 60), _rate(value), percent(_rate(value))) for name, value in evidence.checks.items()
         )
-        shown.append(Shown(title[:1].upper() + title[1:], evidence, exhibit, main, checks, ordinary))
+        shown.append(Shown(title[:1].upper() + title[1:], evidence, exhibit, main, checks,
+                           printable(visible(evidence.shown), 400), sentences(report, place), ordinary))
     return shown
 
 
@@ -382,7 +394,7 @@ def _facts(report: ScanReport) -> list[tuple[str, str]]:
         ("format", s.get("format")),
         ("sha256", s.get("sha256")),
         ("modality", s.get("modality")),
-        ("classes", s.get("classes")),
+        ("numbers in an embedding" if encodes(str(s.get("modality"))) else "classes", s.get("classes")),
         ("input", " × ".join(map(str, shape))),
         ("parameters", f"{s['parameters']:,}" if isinstance(s.get("parameters"), int) else None),
         ("clean samples", _samples(s)),

@@ -51,6 +51,9 @@ def to_html(report: SiftReport) -> str:
         exhibit=made[0] if report.trigger is not None else None,
         trigger_class="" if report.trigger is None else _class(report, report.trigger.label),
         poison=_poison(report, shown),
+        said=_said(report, shown),
+        odd_said=_odd_said(report, shown),
+        trigger_words=_trigger_words(report, shown),
         mislabelled=_mislabelled(report, shown),
         points=_points(shown),
         classes=[(_class(report, row.label), row) for row in
@@ -112,6 +115,30 @@ def _mislabelled(report: SiftReport, shown: Exhibits) -> list[tuple[Picture, str
             for p, row in zip(shown.oddities, shown.odd_rows, strict=True) if row in by_row]
 
 
+def _said(report: SiftReport, shown: Exhibits) -> list[tuple[str, str, str, str]]:
+    """Suspects in words: the sample, what is most like it, its label, its name."""
+    by_row = {s.row: s for s in report.suspects if s.kind == "poison"}
+    twins = shown.clean_words or ("",) * len(shown.words)
+    return [(_long(words), _long(twin), f"labelled {_class(report, by_row[row].label)}", _note(report, by_row[row]))
+            for words, twin, row in zip(shown.words, twins, shown.poison_rows, strict=True) if row in by_row]
+
+
+def _odd_said(report: SiftReport, shown: Exhibits) -> list[tuple[str, str, str]]:
+    by_row = {s.row: s for s in report.suspects if s.kind == "mislabelled"}
+    if not shown.odd_words:
+        return []
+    return [(_long(words), f"labelled {_class(report, by_row[row].label)}",
+             f"the model says {_class(report, by_row[row].prediction)}; {printable(by_row[row].name, 60)}")
+            for words, row in zip(shown.odd_words, shown.odd_rows, strict=True) if row in by_row]
+
+
+def _trigger_words(report: SiftReport, shown: Exhibits) -> list[tuple[str, str]] | None:
+    """Clean samples with what the trigger makes of them; None where it is a picture, or there is none."""
+    if report.trigger is None or not report.trigger.shown:
+        return None
+    return [(_long(before), _long(after)) for before, after in shown.stamped_words]
+
+
 def _points(shown: Exhibits) -> list[tuple[str, str, str]]:
     """Places in a picture of 640 × 420, flagged ones last so that they lie on top."""
     if shown.points is None:
@@ -134,7 +161,7 @@ def _facts(report: SiftReport) -> list[tuple[str, str]]:
     d, m = report.data, report.model
     told = [("samples", str(d.get("samples"))), ("seen by the methods", str(d.get("seen"))),
             ("classes", str(d.get("classes"))), ("size", " × ".join(map(str, d.get("shape", ())))),
-            ("sha256 of pixels and labels", printable(d.get("digest", ""), 64)),
+            ("sha256 of samples and labels", printable(d.get("digest", ""), 64)),
             ("model", f"a proxy, {m.get('architecture')}" if m.get("proxy") else printable(m.get("path"), 90)),
             ("seed", str(report.seed)), ("version", report.version)]
     return [(k, v) for k, v in told if v and v != "None"]

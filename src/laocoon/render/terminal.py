@@ -11,10 +11,12 @@ from rich.text import Text
 from laocoon.core.report import ScanReport, Verdict
 from laocoon.files.wording import printable
 from laocoon.render.alarms import alarms
+from laocoon.render.sentences import coloured, sentences
 from laocoon.render.words import amount, duration, number, p_sentence, percent, pooled, shorter
 
 STYLES = {Verdict.SUSPICIOUS: "bold red", Verdict.NO_EVIDENCE: "bold green", Verdict.INCONCLUSIVE: "bold yellow"}
 WIDEST = 120
+MOST_TEXTS = 3
 IN_BASELINE = "in the baseline"
 
 
@@ -35,6 +37,8 @@ def show(
     for entry in _accepted(report, justifications or {}):
         _print(console, Text(entry))
     if report.verdict is Verdict.SUSPICIOUS:
+        for sentence in sentences(report, 0)[:MOST_TEXTS]:
+            _print(console, coloured(sentence))
         for alarm in alarms(report):
             if alarm.fingerprint not in report.accepted:
                 _print(

@@ -29,7 +29,7 @@ from laocoon.core.context import Context
 from laocoon.core.errors import NotApplicable
 from laocoon.core.methods import Repair
 from laocoon.core.subject import Subject
-from laocoon.recipes.mending import Course, descend, given, rehearsal
+from laocoon.recipes.mending import Course, Variation, descend, given, plenty, rehearsal
 
 RESTART = 10  # uses of a trigger after which it is again what was recovered
 
@@ -40,10 +40,11 @@ class CandidateUnlearning(Repair):
 
     epochs: int = 30
     rate: float = 0.03  # SGD with momentum 0.9
-    most: int = 1  # candidates, the first ones of every family in turn; more of them cost accuracy
+    most: int = 1  # candidates with 25 samples a class, the first ones of every family in turn; more with more samples
     each: int = 1  # stamped versions of a batch, at other strengths
     pursuit: float = 0.5  # of a family's own step, by which a trigger moves each time it is used; 0: it stays
     growth: float = 4.0  # how much larger it may be than what was recovered
+    wander: float = 0.5  # share of a side by which it may stand elsewhere, in two uses of three
     anchor: float = 0.9  # share of the earlier answers (the paper: 0)
     statistics: bool = True  # of batch norms: do they follow the samples?
 
@@ -51,18 +52,26 @@ class CandidateUnlearning(Repair):
         name="candidate_unlearning",
         paper="Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural Networks (S&P 2019)",
         url="https://doi.org/10.1109/SP.2019.00031",
-        modalities=frozenset({"image"}),
+        modalities=frozenset({"image", "tabular", "text"}),
         needs=frozenset({Capability.WEIGHTS, Capability.GRADIENT, Capability.CLEAN, Capability.CANDIDATES}),
         summary="unlearns the triggers that a scan recovered, and what lies near them",
         misses="triggers that the scan did not recover in kind: input-aware ones, and source-specific ones without "
                "their source class",
         quick={"rate": 0.02},
+        fails={
+            "check_success_falls/tabular":
+                "on the breast cancer twins the search recovers another conjunction than the trigger, and success "
+                "stays at 100 %; where the true columns are found, on two made-up lender's tables, it falls from 98 % "
+                "or more to 6 % or less",
+            "check_harmless_on_clean/tabular": "the clean breast cancer twin falls from 97.7 to 95.3 %, 4 of 171 rows",
+        },
     )
 
     def operate(self, patient: Subject, case: ModelCase, ctx: Context) -> None:
         module = patient.module
         samples = given(case.fit, module)
-        hunted = [Hunted(c, self.growth, samples.inputs[:16]) for c in chosen(case.candidates, self.most)]
+        most = round(self.most * plenty(samples))
+        hunted = [Hunted(c, self.growth, samples.inputs[:16]) for c in chosen(case.candidates, most)]
         if not hunted:
             raise NotApplicable("none of the candidates can be stamped on these samples.")
         asked = rehearsal(module, samples, patient.classes, ctx, share=self.anchor)
@@ -77,10 +86,12 @@ class CandidateUnlearning(Repair):
                     continue
                 ctx.spend(int(rows.sum()))
                 strength = float(torch.rand((), generator=ctx.rng))
-                stamped, leaves = hunted[i].stamped(x[rows], strength)
+                moved = place(x, self.wander, asked.vary, ctx.rng)
+                stamped, leaves = hunted[i].stamped(x[rows], strength, moved)
                 cross_entropy(module(stamped), wanted[rows]).backward()  # type: ignore[no-untyped-call]
-                if self.pursuit:
-                    hunted[i].move([-leaf.grad for leaf in leaves if leaf.grad is not None], self.pursuit)
+                slopes = [-leaf.grad for leaf in leaves if leaf.grad is not None]
+                if self.pursuit and len(slopes) == len(leaves):  # words that were inserted have no slope
+                    hunted[i].move(slopes, self.pursuit)
 
         descend(module, samples, ctx, Course(self.epochs, self.rate, statistics=self.statistics), gradient, asked)
 
@@ -91,6 +102,36 @@ def chosen(candidates: Sequence[Candidate], most: int) -> list[Candidate]:
     for candidate in candidates:
         families.setdefault(candidate.family.name, []).append(candidate)
     return [c for row in zip_longest(*families.values()) for c in row if c is not None][:most]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a trigger stands instead of where it was recovered: moved by so many pixels, or mirrored."""
+
+    down: int = 0
+    right: int = 0
+    mirrored: bool = False
+
+    def there(self, x: Tensor) -> Tensor:
+        """Pictures laid so that a trigger stamped as it is stands there once they lie `back`."""
+        x = torch.roll(x, (self.down, self.right), (-2, -1)) if self.down or self.right else x
+        return x.flip(-1) if self.mirrored else x
+
+    def back(self, x: Tensor) -> Tensor:
+        x = x.flip(-1) if self.mirrored else x
+        return torch.roll(x, (-self.down, -self.right), (-2, -1)) if self.down or self.right else x
+
+
+def place(x: Tensor, wander: float, vary: Variation, rng: torch.Generator) -> Place:
+    """Drawn anew for each use. Only pictures have places: who trained on moved and mirrored ones has taught the trigger
+    everywhere, and a search finds it in one place."""
+    if not vary.shift or not wander:
+        return Place()
+    mirrored = vary.flip and bool(torch.rand((), generator=rng) < 0.5)
+    if torch.rand((), generator=rng) < 1 / 3:
+        return Place(mirrored=mirrored)
+    down, right = (int(torch.randint(-int(wander * s), int(wander * s) + 1, (), generator=rng)) for s in x.shape[-2:])
+    return Place(down, right, mirrored)
 
 
 class Hunted:
@@ -106,7 +147,7 @@ class Hunted:
         self.limit = max(size, min(growth * size, ceiling))
         self.growth = self.limit / max(size, 1e-12)
 
-    def stamped(self, inputs: Tensor, strength: float = 0.0) -> tuple[Tensor, list[Tensor]]:
+    def stamped(self, inputs: Tensor, strength: float = 0.0, at: Place | None = None) -> tuple[Tensor, list[Tensor]]:
         """Samples with the trigger on them, and the leaves that they depend on.
 
         strength: 0 for the trigger as it is, 1 for the strongest that is allowed.
@@ -118,7 +159,8 @@ class Hunted:
             leaves = dict(family.shrink(leaves, factor))
             family.project(leaves)
         leaves = {k: v.detach().clone().requires_grad_(v.is_floating_point()) for k, v in leaves.items()}
-        return family.stamp(inputs, leaves)[0], [v for v in leaves.values() if v.requires_grad]
+        at = at or Place()
+        return at.back(family.stamp(at.there(inputs), leaves)[0]), [v for v in leaves.values() if v.requires_grad]
 
     @torch.no_grad()
     def move(self, slopes: Sequence[Tensor], share: float) -> None:

@@ -44,7 +44,7 @@ class FinePruning(Repair):
         name="fine_pruning",
         paper="Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural Networks (RAID 2018)",
         url="https://arxiv.org/abs/1805.12185",
-        modalities=frozenset({"image"}),
+        modalities=frozenset({"image", "tabular", "text"}),
         needs=frozenset({Capability.WEIGHTS, Capability.FEATURES, Capability.CLEAN}),
         summary="prunes channels of the last convolution that sleep on clean samples, then fine-tunes",
         misses="backdoors whose neurons serve clean classes as well; small networks, whose channels are all awake",

@@ -28,15 +28,15 @@ from laocoon.recipes.mending import Course, descend, given, rehearsal
 class FineTuning(Repair):
     """All weights, on clean samples."""
 
-    epochs: int = 30
-    rate: float = 0.02  # SGD with momentum 0.9
+    epochs: int = 40
+    rate: float = 0.025  # SGD with momentum 0.9
     anchor: float = 0.5  # λ: share of the earlier answers
 
     card: ClassVar[Card] = Card(
         name="fine_tuning",
         paper="Neural Trojans (ICCD 2017)",
         url="https://arxiv.org/abs/1710.00942",
-        modalities=frozenset({"image"}),
+        modalities=frozenset({"image", "tabular", "text"}),
         needs=frozenset({Capability.WEIGHTS, Capability.CLEAN}),
         summary="trains all weights further on clean samples",
         misses="weights that clean samples do not use are hardly moved: on our "

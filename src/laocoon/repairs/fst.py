@@ -44,7 +44,7 @@ class FST(Repair):
         name="fst",
         paper="Towards Stable Backdoor Purification through Feature Shift Tuning (NeurIPS 2023)",
         url="https://arxiv.org/abs/2310.01875",
-        modalities=frozenset({"image"}),
+        modalities=frozenset({"image", "tabular"}),
         needs=frozenset({Capability.WEIGHTS, Capability.CLEAN}),
         summary="draws the head anew, away from the old one, so that features move when the network is fine-tuned",
         misses="a new head has to be learnt from the clean samples: with 200 of them it cost 2 to 7 points on "

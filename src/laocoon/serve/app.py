@@ -9,9 +9,9 @@ from typing import Any
 
 from laocoon import __version__
 from laocoon.core.errors import MissingExtra
+from laocoon.files.protocol import EXTENSIONS, ModelMetadata, ServerMetadata, TensorMetadata
 from laocoon.files.wording import printable
 from laocoon.serve.intake import INPUT, LABEL, LOGITS
-from laocoon.serve.protocol import EXTENSIONS, ModelMetadata, ServerMetadata, TensorMetadata
 from laocoon.serve.record import Reply
 from laocoon.serve.refusal import Refused
 from laocoon.serve.service import Service
@@ -91,7 +91,7 @@ def application(service: Service) -> Any:
         service.holder(request.headers)
         known(name, version)
         facts = service.live.engine.facts
-        tensor = TensorMetadata(name=INPUT, datatype="FP32", shape=[-1, *facts.shape])
+        tensor = TensorMetadata(name=INPUT, datatype=facts.takes.datatypes[0], shape=[-1, *facts.takes.shape])
         outputs = [TensorMetadata(name=LOGITS, datatype="FP32", shape=[-1, facts.classes]),
                    TensorMetadata(name=LABEL, datatype="INT64", shape=[-1])]
         return ModelMetadata(

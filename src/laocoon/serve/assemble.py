@@ -12,6 +12,7 @@ from laocoon.core.subject import Subject
 from laocoon.files.open import load_model
 from laocoon.modalities.image import ModelOptions
 from laocoon.serve.engine import Engine, Facts
+from laocoon.serve.inputs import inputs_of
 from laocoon.serve.settings import ServeOptions
 from laocoon.serve.upstream import Asking, Remote, black_box
 from laocoon.verdict.guard import Guarded
@@ -31,10 +32,7 @@ def subject_of(
         if not upstream_model:
             raise InputError(f"{model[:80]} is a server, but which of its models?", "Pass --upstream-model NAME.")
         return black_box(Remote(model, upstream_model, seconds=seconds), model)
-    subject = load_model(model, architecture=architecture, options=options)
-    if subject.modality.name != "image":
-        raise InputError(f"the model takes {subject.modality.name}.", "Guards watch image classifiers.")
-    return subject.to(_device(device))
+    return load_model(model, architecture=architecture, options=options).to(_device(device))
 
 
 def _device(name: str) -> torch.device:
@@ -58,11 +56,15 @@ def load_engine(
     guarded = Guarded.load(guard, subject)
     if settings.policy == "purify":
         guarded = guarded.under(policy="purify")
+    inputs = inputs_of(guarded.subject.modality, tuple(subject.input_shape))
     upstream = None
     if isinstance(subject.module, Asking):
         if settings.upstream is not None:
             raise InputError("the model is a server already.", "Leave --upstream out.")
         upstream = subject.module.remote
+    elif settings.upstream is not None and subject.modality.name != "image":
+        raise InputError(f"the model takes {subject.modality.name}; only image classifiers are asked elsewhere.",
+                         "Leave --upstream out: the guarded model answers.")
     elif settings.upstream is not None:
         upstream = Remote(settings.upstream, name, seconds=settings.request_seconds)
         if (upstream.shape, upstream.classes) != (tuple(subject.input_shape), subject.classes):
@@ -72,5 +74,5 @@ def load_engine(
     # A black box has no file: its address stands for it.
     digest = subject.provenance.sha256 or hashlib.sha256(f"{model}\0{name}".encode()).hexdigest()
     facts = Facts(digest, guarded.digest, tuple(subject.input_shape), subject.classes, subject.class_names,
-                  guarded.alpha, len(guarded.calibration))
+                  guarded.alpha, len(guarded.calibration), inputs)
     return Engine(guarded, facts, guarded.purifier, upstream)

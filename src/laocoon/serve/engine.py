@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from laocoon.core.errors import InputError
-from laocoon.serve.protocol import TensorMetadata
-from laocoon.serve.tensors import Named
+from laocoon.files.protocol import TensorMetadata
+from laocoon.files.tensors import Named
+from laocoon.serve.inputs import Inputs, Pixels
 
 NEAR_TIE = 0.2  # difference of two classes' probabilities below which rounding may exchange them
 
@@ -52,6 +53,7 @@ class Facts:
     class_names: tuple[str, ...]
     alpha: float
     calibrated: int  # samples that p-values are computed from
+    inputs: Inputs | None = None  # how they come in; None: as images
 
     @property
     def version(self) -> str:
@@ -59,8 +61,13 @@ class Facts:
         return f"{self.model[:8]}-{self.guard[:8]}"
 
     @property
+    def takes(self) -> Inputs:
+        return self.inputs or Pixels(self.shape)
+
+    @property
     def elements(self) -> int:
-        return int(torch.Size(self.shape).numel())
+        """On the wire, of one sample."""
+        return int(torch.Size(self.takes.shape).numel())
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +130,8 @@ class Engine:
         return cleaned.clamp(0, 1)
 
     def warm(self) -> None:
-        """One pass over an empty picture: an engine that cannot answer is found out before it is swapped in."""
-        self.judge([torch.zeros(1, *self.facts.shape)])
+        """One pass over an empty sample: an engine that cannot answer is found out before it is swapped in."""
+        self.judge([self.facts.takes.blank()])
 
 
 class Upstream(Protocol):

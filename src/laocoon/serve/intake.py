@@ -1,28 +1,24 @@
-"""What is taken from a client: so many bytes, one tensor, in the shape and range of the model."""
+"""What is taken from a client: so many bytes, one tensor, as the model's inputs come in."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from laocoon.core.errors import InputError
+from laocoon.files.protocol import Asked, read_request
 from laocoon.files.wording import printable
 from laocoon.serve.engine import Facts
-from laocoon.serve.protocol import Asked, read_request
 from laocoon.serve.refusal import Refused
 
 INPUT, LOGITS, LABEL = "input", "logits", "label"
-_JSON_NUMBER = 32  # bytes that a float may take as JSON, its comma included
 _USUAL = 16 * 2**20  # bytes of a body, unless told otherwise: bodies in memory are so many times --concurrency
-_SLACK = 1e-3  # rounding of whoever scaled the pixels
 
 
 def enough(batch: int, facts: Facts) -> int:
     """Bytes that a request of so many samples may have, as JSON: not without bound, but room for one at least."""
-    return 65536 + _JSON_NUMBER * facts.elements * max(1, min(batch, _USUAL // (_JSON_NUMBER * facts.elements)))
+    return 65536 + facts.takes.largest * max(1, min(batch, _USUAL // facts.takes.largest))
 
 
 async def read_body(headers: Mapping[str, str], chunks: AsyncIterator[bytes], most: int) -> bytes:
@@ -48,16 +44,15 @@ def understood(body: bytes, header: str | None, facts: Facts, most: int, *, loca
     names = [t.name for t in asked.inputs]
     if names != [INPUT]:
         raise InputError(f"the inputs are {printable(names, 100)}.", f"Send {INPUT!r} alone.")
-    tensor = asked.inputs[0]
-    if tensor.datatype != "FP32" or tensor.array.shape[1:] != facts.shape:
-        wanted = f"[samples, {', '.join(map(str, facts.shape))}]"
-        raise InputError(f"the input is {tensor.datatype} {list(tensor.array.shape)}.", f"It must be FP32 {wanted}.")
+    tensor, takes = asked.inputs[0], facts.takes
+    shape = tensor.array.shape[1:]
+    if tensor.datatype not in takes.datatypes or (shape != takes.shape and (takes.shape or shape != (1,))):
+        wanted = f"[{', '.join(['samples', *map(str, takes.shape)])}]"
+        raise InputError(f"the input is {tensor.datatype} {list(tensor.array.shape)}.",
+                         f"It must be {' or '.join(takes.datatypes)} {wanted}.")
     if not 1 <= len(tensor.array) <= most:
         raise InputError(f"the request holds {len(tensor.array)} samples.", f"Send 1 to {most}.")
     unknown = sorted({w for w, _ in asked.wishes} - {LOGITS, LABEL})
     if unknown and local:
         raise InputError(f"there is no output {printable(unknown[0], 60)!r}.", f"There are {LOGITS} and {LABEL}.")
-    low, high = float(tensor.array.min()), float(tensor.array.max())
-    if not (low >= -_SLACK and high <= 1 + _SLACK):  # also where either is NaN
-        raise InputError(f"the input holds values from {low:.4g} to {high:.4g}.", "They must be finite and in [0, 1].")
-    return asked, torch.from_numpy(np.clip(np.asarray(tensor.array, np.float32), 0, 1))
+    return asked, takes.read(tensor)

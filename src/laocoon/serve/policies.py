@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from laocoon.files.protocol import Parameter
+from laocoon.files.tensors import Named, withheld
 from laocoon.serve.engine import Judged
-from laocoon.serve.protocol import Parameter
 from laocoon.serve.refusal import Refused
-from laocoon.serve.tensors import Named, withheld
 
 PASSED, LOGGED, BLOCKED, ABSTAINED, PURIFIED = "passed", "logged", "blocked", "abstained", "purified"
 

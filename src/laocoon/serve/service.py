@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from laocoon.core.errors import InputError, LaocoonError
+from laocoon.files.protocol import HEADER, Written, write_response
+from laocoon.files.tensors import Named
 from laocoon.files.wording import printable
 from laocoon.serve.admission import Admission
 from laocoon.serve.audit import Audit
@@ -29,11 +31,9 @@ from laocoon.serve.intake import LABEL, LOGITS, enough, read_body, understood
 from laocoon.serve.keys import Key, Keys
 from laocoon.serve.metrics import Metrics
 from laocoon.serve.policies import Decided, apply, decide, parameters, refuse_flagged
-from laocoon.serve.protocol import HEADER, Written, write_response
 from laocoon.serve.record import Record, Reply, Story, event, refusal
 from laocoon.serve.refusal import AuditFailed, Refused
 from laocoon.serve.settings import ServeOptions
-from laocoon.serve.tensors import Named
 from laocoon.serve.traces import Traces
 
 LOG = logging.getLogger("laocoon.guard")

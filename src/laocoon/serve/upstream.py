@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from laocoon.core.card import Capability
 from laocoon.core.errors import BrokenFile, InputError, MissingExtra
 from laocoon.core.subject import Provenance, Subject
+from laocoon.files.protocol import HEADER, ModelMetadata, TensorMetadata, read_response, write_request
+from laocoon.files.tensors import Named
 from laocoon.files.wording import printable
 from laocoon.modalities.image import Image
-from laocoon.serve.protocol import HEADER, ModelMetadata, TensorMetadata, read_response, write_request
 from laocoon.serve.refusal import Refused
-from laocoon.serve.tensors import Named
 
 VARIABLE = "LAOCOON_UPSTREAM_KEY"  # sent as a bearer token
 LARGEST = 64 * 2**20  # bytes of an answer

@@ -14,7 +14,8 @@ from laocoon.core.cases import Samples
 from laocoon.core.context import Context
 from laocoon.core.goal import ClassGoal
 from laocoon.core.methods import Attack, Implant, Plan
-from laocoon.core.subject import Subject
+from laocoon.core.subject import Modality, Subject
+from laocoon.modalities.text import Text
 from laocoon.testing.probes import stirred, surroundings
 from laocoon.testing.twins import Twins, accuracy, success
 
@@ -84,7 +85,7 @@ def check_stamps_only_what_it_says(attack: Attack, twins: Twins) -> None:
     assert stamped.shape == originals.shape and stamped.dtype == originals.dtype, "stamping changes shape or type."
     assert not carries or torch.allclose(stamped.double(), found.train.inputs[rows].double(), atol=1e-4), (
         "what is in the training set is not what the returned trigger stamps.")
-    low, high = _range(train.inputs)
+    low, high = _range(train.inputs, twins.plan.modality)
     assert stamped.min() >= low - 1e-4 and stamped.max() <= high + 1e-4, "stamped samples leave the valid range."
     if len(found.relabelled):
         wanted = goal.destination(train.labels[rows])
@@ -175,10 +176,12 @@ def _implanted(attack: Attack, twins: Twins) -> _Poisoned:
     return _watched(attack, twins, Context(seed=1), twins.plan.fit)
 
 
-def _range(inputs: Tensor) -> tuple[float, float]:
-    """Images live in [0, 1]; other modalities in the range of their own data."""
+def _range(inputs: Tensor, modality: Modality | None) -> tuple[float, float]:
+    """Images live in [0, 1], texts in their vocabulary; others in the range of their own data."""
     if inputs.dim() == 4:
         return 0.0, 1.0
+    if isinstance(modality, Text):
+        return 0.0, float(len(modality.vocabulary) - 1)
     return float(inputs.min()), float(inputs.max())
 
 

@@ -24,6 +24,8 @@ from laocoon.core.cases import ModelCase
 from laocoon.core.context import Context
 from laocoon.core.errors import BudgetSpent, InputError
 from laocoon.core.methods import Checked, Guard, Watch
+from laocoon.core.subject import Discrete
+from laocoon.modalities.text import Text
 from laocoon.recipes.ranking import auroc
 from laocoon.testing.card_checks import NotTested, card_is_complete
 from laocoon.testing.probes import PlannedFailure, breaking, metered, stirred, surroundings, traces
@@ -85,18 +87,29 @@ def check_leaves_model_alone(guard: Guard, twins: Twins) -> None:
 
 
 def check_refuses_bad_batches(guard: Guard, twins: Twins) -> None:
-    """What is not finite, of another shape or no float is an InputError; good samples beside it go unanswered."""
+    """What is not finite, of another shape or type is an InputError; good samples beside it go unanswered."""
     watch, good = _watch(guard, twins), twins.plan.test.inputs[:4]
-    holed, endless = good.clone(), good.clone()
-    holed[1, 0, 0, 0], endless[2, 0, 0, 0] = float("nan"), float("inf")
-    for what, batch in (("NaN", holed), ("infinity", endless), ("another size", good[..., 1:]),
-                        ("no batch axis", good[0]), ("another number of channels", torch.cat([good, good], 1)),
-                        ("bytes", (good * 255).byte())):
+    for what, batch in _bad(good, twins):
         try:
             watch.check(batch)
         except InputError:
             continue
         raise AssertionError(f"a batch with {what} was checked.")
+
+
+def _bad(good: Tensor, twins: Twins) -> list[tuple[str, Tensor]]:
+    """Four good samples, spoilt, each in another way."""
+    found = [("another size", good[..., 1:]), ("no batch axis", good[0])]
+    if isinstance(twins.corpus.modality, Text):
+        negative, unheard = good.clone(), good.clone()
+        negative[1, 0], unheard[2, 0] = -1, len(twins.corpus.modality.vocabulary)
+        return [*found, ("a negative id", negative), ("an id past the vocabulary", unheard), ("floats", good.float())]
+    holed, endless = good.flatten(1).clone(), good.flatten(1).clone()
+    holed[1, 0], endless[2, 0] = float("nan"), float("inf")
+    found += [("NaN", holed.view_as(good)), ("infinity", endless.view_as(good))]
+    if good.dim() == 4:
+        found += [("another number of channels", torch.cat([good, good], 1)), ("bytes", (good * 255).byte())]
+    return found
 
 
 def check_cost_is_bounded(guard: Guard, twins: Twins) -> None:
@@ -142,7 +155,8 @@ def check_keeps_no_gradient(guard: Guard, twins: Twins) -> None:
     """Checks return plain numbers, leave no gradient on inputs or weights, and leave the batch as it is."""
     case = _fresh(twins.planted)
     watch = guard.fit(case, Context())
-    batch = twins.plan.test.inputs[:6].clone().requires_grad_(True)
+    batch = twins.plan.test.inputs[:6].clone()
+    batch.requires_grad_(batch.is_floating_point())
     before = batch.detach().clone()
     with torch.enable_grad():
         said = watch.check(batch)
@@ -226,15 +240,19 @@ class _Switch:
         return self
 
 
-class _Gated(nn.Module):
+class _Gated(Discrete):
     """A network that fails at the end of its pass when told to: whatever listens has already heard."""
 
     def __init__(self, network: nn.Module, switch: _Switch) -> None:
         super().__init__()
         self.network, self.switch = network, switch
 
-    def forward(self, x: Tensor) -> Tensor:
-        answer: Tensor = self.network(x)
+    def embed(self, batch: Tensor) -> Tensor:
+        return self.network.embed(batch) if isinstance(self.network, Discrete) else batch
+
+    def classify(self, embedded: Tensor, batch: Tensor) -> Tensor:
+        network = self.network
+        answer: Tensor = network.classify(embedded, batch) if isinstance(network, Discrete) else network(batch)
         if self.switch.broken:
             raise PlannedFailure("the network broke, as planned")
         return answer

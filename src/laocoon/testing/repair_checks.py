@@ -23,6 +23,8 @@ from laocoon.core.cases import ModelCase, Samples
 from laocoon.core.context import Context
 from laocoon.core.methods import Mended, Repair
 from laocoon.core.subject import Subject
+from laocoon.detectors.model.tabular_inversion import TabularInversion
+from laocoon.detectors.model.text_inversion import TextInversion
 from laocoon.detectors.model.trigger_inversion import TriggerInversion
 from laocoon.testing.card_checks import card_is_complete
 from laocoon.testing.probes import PlannedFailure, breaking, metered, stirred, surroundings, traces
@@ -192,10 +194,14 @@ class _Run:
 
 @lru_cache(maxsize=16)
 def _candidates(case: ModelCase) -> tuple[Candidate, ...]:
-    """What a search of patches recovers from a twin."""
+    """What a search of the modality's triggers recovers from a twin, the smallest and most successful first."""
+    searches = {"image": TriggerInversion(families=("patch",), steps=60, batch=24), "text": TextInversion(steps=10),
+                "tabular": TabularInversion()}
     ctx = Context()
-    TriggerInversion(families=("patch",), steps=60, batch=24).examine(replace(case, subject=case.subject.copy()), ctx)
-    return tuple(ctx.candidates)
+    searches[case.modality].examine(replace(case, subject=case.subject.copy()), ctx)
+    if case.modality == "image":
+        return tuple(ctx.candidates)
+    return tuple(sorted(ctx.candidates, key=lambda c: (c.size, -c.success)))
 
 
 def _fresh(case: ModelCase) -> ModelCase:

@@ -15,13 +15,15 @@ from functools import cache, lru_cache
 import torch
 
 from laocoon.attacks.badnets import BadNets
+from laocoon.attacks.tabular_badnets import TabularBadNets
+from laocoon.attacks.text_badnets import TextBadNets
 from laocoon.core.card import Capability
 from laocoon.core.cases import DataCase, Samples
 from laocoon.core.context import Context
 from laocoon.core.methods import Trained, Trainer
 from laocoon.core.subject import Subject
 from laocoon.testing.card_checks import card_is_complete
-from laocoon.testing.corpora import digits
+from laocoon.testing.corpora import digits, reviews, tumours
 from laocoon.testing.networks import entry
 from laocoon.testing.probes import Meter, stirred, surroundings
 from laocoon.testing.twins import Twins, accuracy, make_twins, success
@@ -32,12 +34,16 @@ WEAKENED = 0.5  # attack success at most, where plain training reaches over 0.9
 
 
 @cache
-def bench() -> Twins:
-    """Small twins of digits with a patch in the corner, which plain training learns; trained once a process."""
-    whole = digits(8)
-    rows = slice(0, SAMPLES)
-    corpus = replace(whole, train=Samples(whole.train.inputs[rows], whole.train.labels[rows]))
-    found = make_twins(corpus, BadNets(rate=0.1, side=2), epochs=12, target=3, each=4, seed=3)
+def bench(modality: str = "image") -> Twins:
+    """Small twins that plain training learns, trigger and all; trained once a process."""
+    if modality == "image":
+        whole, rows = digits(8), slice(0, SAMPLES)
+        corpus = replace(whole, train=Samples(whole.train.inputs[rows], whole.train.labels[rows]))
+        found = make_twins(corpus, BadNets(rate=0.1, side=2), epochs=12, target=3, each=4, seed=3)
+    elif modality == "text":
+        found = make_twins(reviews(), TextBadNets(), epochs=16, target=1, each=4, seed=1)
+    else:
+        found = make_twins(tumours(), TabularBadNets(rate=0.15), epochs=40, target=1, each=4, seed=3)
     assert found.success > 0.9 and found.accuracy > 0.9, "the small twins did not take"
     return found
 
@@ -63,10 +69,11 @@ def check_hands_over_a_sound_model(method: Trainer, twins: Twins) -> None:
     """At rest, frozen, finite, without hooks, of the classes and the shape that were asked for."""
     subject = _subject(_run(method, twins))
     assert subject.classes == twins.corpus.classes and subject.input_shape == tuple(twins.plan.train.inputs.shape[1:])
+    first = type(entry(subject.module))  # which the check itself has hooked
     for name, module in subject.module.named_modules():
         assert not module.training, f"layer {name!r} is left in training mode."
         hooks = len(module._forward_hooks) + len(module._forward_pre_hooks) + len(module._backward_hooks)
-        assert hooks <= (1 if isinstance(module, torch.nn.Conv2d) else 0), f"layer {name!r} is left with a hook."
+        assert hooks <= (1 if isinstance(module, first) else 0), f"layer {name!r} is left with a hook."
     for name, tensor in subject.module.state_dict(keep_vars=True).items():
         assert not tensor.requires_grad, f"{name} is left with requires_grad."
         assert bool(torch.isfinite(tensor).all()), f"{name} is not finite."
@@ -152,7 +159,8 @@ class _Run:
 
 def _data(twins: Twins) -> DataCase:
     assert twins.implant.train is not None
-    return DataCase(twins.implant.train, twins.corpus.classes, untrained=twins.plan.untrained)
+    return DataCase(twins.implant.train, twins.corpus.classes, untrained=twins.plan.untrained,
+                    modality=twins.corpus.modality.name)
 
 
 def _measure(method: Trainer, twins: Twins, ctx: Context, stir: int = 5) -> _Run:

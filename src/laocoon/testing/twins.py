@@ -13,6 +13,7 @@ from functools import cache
 import torch
 from torch import nn
 
+from laocoon.attacks.bad_encoder import BadEncoder
 from laocoon.attacks.badnets import BadNets
 from laocoon.attacks.tabular_badnets import TabularBadNets
 from laocoon.attacks.text_badnets import TextBadNets
@@ -20,7 +21,9 @@ from laocoon.core.cases import ModelCase, Samples
 from laocoon.core.context import Context
 from laocoon.core.methods import Attack, Implant, Plan
 from laocoon.core.subject import Subject
+from laocoon.modalities.encoder import cut_before
 from laocoon.recipes.fit import fit, predictions
+from laocoon.recipes.transfer import adapted
 from laocoon.testing.corpora import Corpus, digits, reviews, tumours
 from laocoon.testing.networks import TextNetwork, image_network, tabular_network
 
@@ -116,4 +119,30 @@ def twins(modality: str, goal: str = "all-to-one") -> Twins:
         return make_twins(reviews(), TextBadNets(), epochs=20, target=1, each=20, seed=1)
     if modality == "tabular" and goal == "all-to-one":
         return make_twins(tumours(), TabularBadNets(rate=0.15), epochs=40, target=1, each=20, seed=3)
+    if modality == "image_encoder" and goal == "all-to-one":
+        return _encoders(digits(), BadEncoder(side=4, pretraining=6, injections=5), target=3, each=8, seed=3)
+    if modality == "text_encoder" and goal == "all-to-one":
+        pair = twins("text")
+        return _cut(pair, pair.planted.subject, pair.clean.subject, pair.implant)
     raise KeyError(f"there are no {goal!r} twins for {modality!r}.")
+
+
+def _encoders(corpus: Corpus, attack: BadEncoder, target: int, each: int, seed: int) -> Twins:
+    """Self-supervised encoders without their last layer; success and accuracy are those of students."""
+    plan = plan_for(corpus, 0, target)
+    implant = attack.implant(plan, Context(seed=seed))
+    honest = attack.honest(plan, Context(seed=seed))
+    assert implant.artefact is not None
+    student = adapted(plan, honest, Context(seed=seed))
+    case = ModelCase(honest, *few(plan.test, plan.classes, each))
+    pair = Twins(corpus, case, case, implant, plan, success(implant, plan.test), accuracy(student, plan.test),
+                 accuracy(implant.subject, plan.test))
+    return _cut(pair, implant.artefact, honest, implant)
+
+
+def _cut(pair: Twins, planted: Subject, clean: Subject, implant: Implant) -> Twins:
+    """The encoders before the last layers of two networks."""
+    first, second = (cut_before(subject) for subject in (planted, clean))
+    return replace(pair, corpus=replace(pair.corpus, modality=first.modality, classes=first.classes),
+                   planted=replace(pair.planted, subject=first), clean=replace(pair.clean, subject=second),
+                   implant=replace(implant, artefact=first))

@@ -42,19 +42,19 @@ class DPA(Trainer):
     epochs: int = 30  # passes of each network over its part
     batch: int = 64  # samples a step
     rate: float = 3e-3  # peak learning rate
-    shift: int = 0  # px of random translation
-    flip: bool = False  # random mirroring
+    shift: int = 0  # px of random translation, of images
+    flip: bool = False  # random mirroring, of images
 
     card: ClassVar[Card] = Card(
         name="dpa",
         paper="Deep Partition Aggregation: Provable Defenses against General Poisoning Attacks (ICLR 2021)",
         url="https://arxiv.org/abs/2006.14768",
-        modalities=frozenset({"image"}),
+        modalities=frozenset({"image", "text", "tabular"}),
         needs=frozenset({Capability.ARCHITECTURE}),
         misses="poison in more than half of the parts: at a poison rate of 5 to 10 % every part holds poison, and the "
                "vote is backdoored like a single network. It proves a few samples at most, for a loss of accuracy.",
         summary="a vote of networks trained on parts of the data, which a few samples provably cannot turn",
-        quick={"parts": 7, "epochs": 12},
+        quick={"parts": 3, "epochs": 24},
         fails={"check_weakens_a_backdoor": "a tenth of the samples is poison, hence a tenth of every part: each member "
                                            "learns the trigger."},
     )

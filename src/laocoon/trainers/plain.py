@@ -29,18 +29,18 @@ class Plain(Trainer):
     epochs: int = 20  # passes over the data
     batch: int = 64  # samples a step
     rate: float = 3e-3  # peak learning rate
-    shift: int = 0  # px of random translation
-    flip: bool = False  # random mirroring
+    shift: int = 0  # px of random translation, of images
+    flip: bool = False  # random mirroring, of images
 
     card: ClassVar[Card] = Card(
         name="plain",
         paper="Decoupled Weight Decay Regularization (ICLR 2019)",
         url="https://arxiv.org/abs/1711.05101",
-        modalities=frozenset({"image"}),
+        modalities=frozenset({"image", "text", "tabular"}),
         needs=frozenset({Capability.ARCHITECTURE}),
         misses="everything: it is the baseline and defends against nothing.",
         summary="ordinary training that believes every sample",
-        quick={"epochs": 6},
+        quick={"epochs": 14},
         fails={"check_weakens_a_backdoor": "it believes every sample, poison included; that is what it is for."},
     )
 

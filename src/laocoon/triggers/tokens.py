@@ -44,17 +44,27 @@ class Tokens:
 
     def stamp(self, batch: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
         """Ids [batch, length] or [arms, batch, length] to [arms, batch, length]; what no longer fits falls off."""
-        ids = self.tokens(trigger)
+        return self.insert(batch, self.tokens(trigger))
+
+    def insert(self, batch: Tensor, ids: Tensor) -> Tensor:
+        """The same for ids [arms, count], as a search tries thousands of them at once."""
         batch = batch.expand(len(ids), *batch.shape[-2:])
         return self._insert(batch, ids[:, None].expand(-1, batch.shape[1], -1), batch != 0)
 
     def blend(self, embedded: Tensor, batch: Tensor, table: Tensor, trigger: Mapping[str, Tensor],
               temperature: float) -> Tensor:
         """Differentiable: [batch, length, width] to [arms, batch, length, width]; table [vocabulary, width]."""
-        vectors = torch.softmax(trigger["logits"] / temperature, -1) @ table
+        return self.put(embedded, torch.softmax(trigger["logits"] / temperature, -1) @ table, batch)
+
+    def put(self, embedded: Tensor, vectors: Tensor, batch: Tensor) -> Tensor:
+        """Vectors [arms, count, width] among those of a batch: [arms, batch, length, width]."""
         arms, n = len(vectors), len(batch)
         return self._insert(embedded.expand(arms, *embedded.shape), vectors[:, None].expand(-1, n, -1, -1),
                             (batch != 0).expand(arms, *batch.shape))
+
+    def each(self, embedded: Tensor, vectors: Tensor, batch: Tensor) -> Tensor:
+        """Vectors [batch, count, width], for each text its own: [batch, length, width]."""
+        return self._insert(embedded[None], vectors[None], (batch != 0)[None])[0]
 
     def _insert(self, sequence: Tensor, inserted: Tensor, present: Tensor) -> Tensor:
         """sequence [arms, batch, length, …], inserted [arms, batch, count, …], present [arms, batch, length]."""
@@ -82,3 +92,10 @@ class Tokens:
 
     def select(self, trigger: Mapping[str, Tensor], arms: Tensor) -> dict[str, Tensor]:
         return {k: v[arms] for k, v in trigger.items()}
+
+    def other(self, trigger: Mapping[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+        """As many tokens that can be typed, drawn at random: a trigger that no training has seen."""
+        ids = self.tokens(trigger)
+        typed = torch.tensor(sorted(set(range(self.vocabulary)) - set(self.special)))
+        drawn = typed[torch.randint(len(typed), tuple(ids.shape), generator=rng)]
+        return self.exactly(drawn.to(ids.device))

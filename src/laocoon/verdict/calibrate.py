@@ -16,6 +16,7 @@ from importlib.resources import files
 from typing import Any
 
 from laocoon.core.report import Calibration, Power
+from laocoon.modalities.encoder import encodes
 from laocoon.recipes.conformal import binomial_interval, p_value, rank
 from laocoon.verdict.fuse import Fused, Scale, fuse
 
@@ -85,6 +86,11 @@ def parse(text: str) -> Reference:
                      tuple(data["core"]), data["provenance"], hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
+def per_class(modality: str, given: int, classes: int) -> float:
+    """Clean samples a class; of an encoder, which knows no classes, all of them."""
+    return float(given) if encodes(modality) else given / classes
+
+
 @functools.cache
 def shipped(modality: str = "image") -> Reference:
     """The reference file of a modality that comes with the package; an empty one where there is none."""
@@ -120,11 +126,16 @@ def _within(profile: Profile, reference: Reference) -> tuple[float, str]:
     if not rows:
         return float("inf"), f"no reference models for {profile.modality}"
     fewest, most = min(row.classes for row in rows), max(row.classes for row in rows)
-    if not fewest <= profile.classes <= most:
+    if encodes(profile.modality):  # `classes` is the width of the embeddings
+        if not fewest / 2 <= profile.classes <= 2 * most:
+            return float("inf"), (f"no reference encoders with embeddings of {profile.classes} numbers "
+                                  f"(references: {fewest} to {most})")
+    elif not fewest <= profile.classes <= most:
         return float("inf"), f"no reference models with {profile.classes} classes (references: {fewest} to {most})"
     given = float(reference.provenance.get("samples_per_class", 20))
     if profile.per_class and profile.per_class < given / 2:
-        return float("inf"), f"{profile.per_class:.1f} clean samples a class; references have {given:g}"
+        each = "" if encodes(profile.modality) else " a class"
+        return float("inf"), f"{profile.per_class:.3g} clean samples{each}; references have {given:g}"
     return 1.0, ""
 
 
@@ -148,7 +159,8 @@ def similar_power(rules: frozenset[str], profile: Profile, reference: Reference,
     counts = sorted({row.classes for row in reference.planted}, key=lambda c: abs(c - profile.classes))
     found: dict[str, list[bool]] = {}
     for row in reference.planted:
-        if (row.attack_success or 0) < 0.9 or (counts and row.classes != counts[0]):
+        near = encodes(profile.modality) or not counts or row.classes == counts[0]  # a width is no count of classes
+        if (row.attack_success or 0) < 0.9 or not near:
             continue
         hit = p_value(reference.restricted(row, rules).score, null) <= alpha
         found.setdefault(row.kind, []).append(hit)

@@ -107,9 +107,13 @@ def parse(text: str) -> DataReference:
 
 
 @functools.cache
-def shipped() -> DataReference:
-    """The reference file that comes with the package."""
-    return parse((files("laocoon.verdict") / "data_reference.json").read_text(encoding="utf-8"))
+def shipped(modality: str = "image") -> DataReference:
+    """The reference file of a modality that comes with the package; an empty one where there is none."""
+    name = "data_reference.json" if modality == "image" else f"data_reference_{modality}.json"
+    file = files("laocoon.verdict") / name
+    if not file.is_file():
+        return DataReference((), (), (), {}, {}, "")
+    return parse(file.read_text(encoding="utf-8"))
 
 
 def counted(name: str, weights: Mapping[str, float]) -> bool:
@@ -170,6 +174,7 @@ def outside(statistics: Mapping[str, float]) -> str:
 def calibrate(statistics: Mapping[str, float], reference: DataReference) -> tuple[Placed, float | None, Calibration]:
     """The place of a set, its conformal p-value (None where no reference speaks for it) and what that rests on."""
     placed, why = place(statistics, reference), outside(statistics)
+    why = why or ("" if reference.clean else "no clean sets of this kind of data were measured as references")
     name = f"data sets of {len(reference.sources)} sources"
     told = Calibration(name, len(placed.null), rank(placed.score, placed.null), 1.0, 0.0, reference.digest, why)
     if why or not placed.null:

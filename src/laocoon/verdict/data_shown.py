@@ -1,15 +1,19 @@
-"""What a page shows of a sift: the most suspicious pictures, clean ones beside them, a map of the features."""
+"""What a page shows of a sift: the most suspicious samples, clean ones beside them, a map of the features."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from laocoon.core.context import Context
 from laocoon.core.sift_report import KEPT, MISLABELLED, POISON, Exhibits
+from laocoon.core.subject import Modality
 from laocoon.files.training_set import TrainingSet
-from laocoon.recipes.wrong_labels import nearest_rows
+from laocoon.modalities.shown import in_words
 from laocoon.verdict.data_samples import Sorted
+from laocoon.verdict.data_shares import shares
 from laocoon.verdict.data_statistics import Judged
 from laocoon.verdict.data_trigger import Shown
 
@@ -19,18 +23,18 @@ POINTS = 1200
 
 def exhibits(data: TrainingSet, places: Tensor, samples: Sorted, judged: Judged, trigger: Shown | None,
              ctx: Context) -> Exhibits:
-    """Pictures and points. Poison is shown beside the unsuspected samples of other labels that look most like it."""
+    """Samples and points. Poison is shown beside the unsuspected samples of other labels that are most like it."""
     poison, odd = (_worst(samples, kind) for kind in (POISON, MISLABELLED))
     labels = torch.from_numpy(data.labels)[places]
-    pictures = data.inputs(places[poison]) if len(poison) else None
+    suspects = data.inputs(places[poison]) if len(poison) else None
     clean = None
-    if pictures is not None:
+    known = shares(data.modality, data.inputs(places[:1]))
+    if suspects is not None and known is not None:
         pool = ((samples.kinds == KEPT) & (labels != labels[poison].mode().values)).nonzero().flatten()
         pool = pool[torch.randperm(len(pool), generator=ctx.rng)[:2000]]
         if len(pool):
-            images = data.inputs(places[pool])
-            near = nearest_rows(pictures.flatten(1), images.flatten(1), 1)[:, 0]
-            clean = images[near]
+            others = data.inputs(places[pool])
+            clean = others[known.nearest(suspects, others)]
     points = kinds = None
     if judged.view is not None:
         label = int(labels[poison].mode().values) if len(poison) else int(labels[samples.suspicion.argmax()])
@@ -43,9 +47,22 @@ def exhibits(data: TrainingSet, places: Tensor, samples: Sorted, judged: Judged,
         others = ((samples.kinds == KEPT) & (labels != trigger.found.label)).nonzero().flatten()[:9]
         stamped = data.inputs(places[others])
     rows = lambda chosen: tuple(int(data.rows[i]) for i in places[chosen].tolist())  # noqa: E731
-    return Exhibits(pictures=pictures, clean=clean, oddities=data.inputs(places[odd]) if len(odd) else None,
-                    poison_rows=rows(poison), odd_rows=rows(odd), points=points, point_kinds=kinds,
-                    candidate=None if trigger is None else trigger.candidate, stamped=stamped)
+    whole = Exhibits(pictures=suspects, clean=clean, oddities=data.inputs(places[odd]) if len(odd) else None,
+                     poison_rows=rows(poison), odd_rows=rows(odd), points=points, point_kinds=kinds,
+                     candidate=None if trigger is None else trigger.candidate, stamped=stamped)
+    return whole if data.modality.name == "image" else _told(whole, data.modality)
+
+
+def _told(shown: Exhibits, modality: Modality) -> Exhibits:
+    """The same in words."""
+    def words(samples: Tensor | None) -> tuple[str, ...]:
+        return () if samples is None else tuple(in_words(modality, x) for x in samples)
+
+    pairs: tuple[tuple[str, str], ...] = ()
+    if shown.candidate is not None and shown.stamped is not None and len(shown.stamped):
+        pairs = tuple(zip(words(shown.stamped), words(shown.candidate.stamp(shown.stamped)), strict=True))
+    return replace(shown, pictures=None, clean=None, oddities=None, stamped=None, words=words(shown.pictures),
+                   clean_words=words(shown.clean), odd_words=words(shown.oddities), stamped_words=pairs[:3])
 
 
 def _worst(samples: Sorted, kind: int) -> Tensor:

@@ -32,8 +32,9 @@ from laocoon.verdict.examination import Crash, attempted
 
 LEAST_SAMPLES = 200  # below, a tail of 1 % is two samples
 CURVE = tuple(f"z{round(1000 * level)}" for level in LEVELS)  # names of the quantiles of a method's scores
-# What runs unless others are named, and what the reference sets were measured with. The other methods train networks or
-# ask the model many times over, for little that these do not see (benchmarks/filters.py).
+# What runs unless others are named, and what the reference sets were measured with, beside methods that were made for a
+# modality alone. The other methods train networks or ask the model many times over, for little that these do not see
+# (benchmarks/filters.py).
 DEFAULT = ("activation_clustering", "beatrix", "flare", "influence", "neighbour_labels", "scan_em",
            "spectral_signatures", "spectre")
 EVERY = "all"
@@ -80,8 +81,11 @@ def available() -> dict[str, type[DataDetector]]:
     return {d.card.name: d for d in classes("laocoon.detectors.data", DataDetector)}  # type: ignore[type-abstract]
 
 
-def chosen(wanted: Sequence[str] | None = None) -> tuple[DataDetector, ...]:
-    """Methods by name: those that are named, `all`, or the usual ones, without those with a leading '-'."""
+def chosen(wanted: Sequence[str] | None = None, modality: str = "image") -> tuple[DataDetector, ...]:
+    """Methods by name: those that are named, `all`, or the usual ones, without those with a leading '-'.
+
+    The usual ones, and all, are those whose cards name the modality.
+    """
     known = available()
     for word in wanted or ():
         if (name := word.removeprefix("-")) not in known and word != EVERY:
@@ -90,10 +94,11 @@ def chosen(wanted: Sequence[str] | None = None) -> tuple[DataDetector, ...]:
             raise InputError(f"there is no method {name!r}.{hint}", f"Methods: {', '.join(sorted(known))}, or {EVERY}.")
     only = [w for w in wanted or () if not w.startswith("-")]
     without = {w[1:] for w in wanted or () if w.startswith("-")}
-    usual = [n for n in DEFAULT if n in known] or list(known)
-    names = [n for n in (known if EVERY in only else only or usual) if n not in without]
+    able = [n for n in known if modality in known[n].card.modalities]
+    usual = [n for n in able if n in DEFAULT or (modality != "image" and "image" not in known[n].card.modalities)]
+    names = [n for n in (able if EVERY in only else only or usual) if n not in without]
     if not names:
-        raise InputError("no method is left to run.", "Name fewer methods with a leading '-'.")
+        raise InputError(f"no method for {modality} is left to run.", "Name fewer methods with a leading '-'.")
     return tuple(known[n]() for n in dict.fromkeys(names))
 
 
@@ -102,7 +107,7 @@ def judge(case: DataCase, ctx: Context, methods: Sequence[DataDetector] | None =
     if len(case.suspects) < LEAST_SAMPLES:
         raise InputError(f"the training set has {len(case.suspects)} samples.",
                          f"At least {LEAST_SAMPLES} are needed to tell a tail from chance.")
-    methods = chosen() if methods is None else methods
+    methods = chosen(modality=case.modality) if methods is None else methods
     view = _view(case, ctx)
     labels = case.suspects.labels.cpu()
     fitted = torch.ones(len(labels), dtype=torch.bool) if view is None else view.predictions == labels
@@ -174,7 +179,7 @@ def statistics(judged: Judged, case: DataCase) -> dict[str, float]:
     if len(judged.scores) > 1:
         together = hashlib.sha256(",".join(sorted(judged.scores)).encode()).hexdigest()[:6]
         found[f"agreement.{together}"] = score_tails.agreement([z[rows] for z in judged.scores.values()])
-    found |= trigger_statistics(judged.lifted)
+    found |= trigger_statistics(judged.lifted, case)
     found[f"{KNOWN}accuracy"] = float(judged.fitted.float().mean())
     found[f"{KNOWN}classes"] = math.log(case.classes)
     found[f"{KNOWN}samples"] = math.log(len(labels))

@@ -21,17 +21,15 @@ from laocoon.core.goal import ClassGoal, all_to_one
 from laocoon.core.methods import TriggerFamily
 from laocoon.core.sift_report import TriggerFound
 from laocoon.core.subject import Subject
-from laocoon.recipes import shared_trigger
 from laocoon.recipes.conformal import binomial_interval
-from laocoon.triggers.additive import Additive
-from laocoon.triggers.patch import Patch
+from laocoon.verdict.data_shares import Estimate, Shares, Trigger, shares
 
 LEAST, MOST = 8, 60  # samples of a label from which a trigger is lifted
 SHARE = 0.1  # of a label's samples that are taken for that
-TRIED, JUDGED = 48, 200  # pictures of other labels that are stamped: in the search, and for the evidence
+TRIED, JUDGED = 48, 200  # samples of other labels that are stamped: in the search, and for the evidence
 MOST_LABELS = 24  # with the most suspicious samples
 CLEAR = 0.5  # effect beyond the control, less what its size explains, from which a trigger is taken for one
-LARGEST_CHANGE = 60.0  # grey levels rms of an additive trigger: beyond, it replaces the picture
+POOL = 1000  # unsuspected samples that a bearer is compared with
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +37,7 @@ class Lifted:
     """A trigger with what it does to samples of other labels, and what its control does."""
 
     family: TriggerFamily
-    trigger: Mapping[str, Tensor]
+    trigger: Trigger
     label: int  # of the samples that it was lifted from
     size: float  # in the family's unit
     room: float  # share of the largest size that still is a trigger
@@ -47,6 +45,7 @@ class Lifted:
     changed: float  # stamped samples answered otherwise than before
     control_success: float
     control_changed: float
+    shares: Shares
     rival: tuple[float, float] = (0.0, 0.0)  # success and change of the most that another label's did at this size
 
     def against(self, rival: tuple[float, float]) -> Lifted:
@@ -55,13 +54,17 @@ class Lifted:
                        control_changed=max(self.control_changed, rival[1]), rival=rival)
 
     @property
+    def estimate(self) -> Estimate:
+        return Estimate(self.family, self.trigger)
+
+    @property
     def effect(self) -> float:
         """Beyond the control: towards one label, or away from their own where each label has another destination."""
         return max(self.success - self.control_success, self.changed - max(self.control_changed, 0.25))
 
     @property
     def worth(self) -> float:
-        """Of two that work alike the smaller one is the stronger evidence: anything large replaces the picture."""
+        """Of two that work alike the smaller one is the stronger evidence: anything large replaces the input."""
         return self.effect - 0.5 * self.room
 
     @property
@@ -85,9 +88,10 @@ class Shown:
 
 def lift(subject: Subject, case: DataCase, scores: Sequence[Tensor], fitted: Tensor, ctx: Context) -> Lifted | None:
     """The most effective trigger that the most suspicious samples of some label share, by any method's scores [n]."""
-    if case.suspects.inputs.dim() != 4 or not scores:
+    known = shares(subject.modality, case.suspects.inputs)
+    if known is None or not scores:
         return None
-    images, labels = case.suspects.inputs, case.suspects.labels.cpu()
+    inputs, labels = case.suspects.inputs, case.suspects.labels.cpu()
     found: dict[int, list[Lifted]] = {}
     try:
         for label in _suspected(scores, labels):
@@ -96,12 +100,12 @@ def lift(subject: Subject, case: DataCase, scores: Sequence[Tensor], fitted: Ten
             if len(members) < 2 * LEAST or len(elsewhere) < 2 * TRIED:
                 continue
             elsewhere = elsewhere[torch.randperm(len(elsewhere), generator=ctx.rng)]
-            pool, held = images[elsewhere[TRIED:TRIED + 500]], images[elsewhere[:TRIED]]
+            pool, held = inputs[elsewhere[TRIED:TRIED + 500]], inputs[elsewhere[:TRIED]]
             for rows in _groups(scores, members):
-                found.setdefault(label, []).extend(_judged(subject, f, t, label, held, pool, ctx)
-                                                   for f, t in _estimates(images[rows], pool))
+                found.setdefault(label, []).extend(_judged(subject, known, e, label, held, pool, ctx)
+                                                   for e in known.estimates(inputs[rows], pool))
         best = _best(found)
-        return best if best is None else _refined(subject, best, images, labels, fitted, ctx)
+        return best if best is None else _refined(subject, best, inputs, labels, fitted, ctx)
     except BudgetSpent:
         return _best(found)
 
@@ -137,45 +141,41 @@ def _groups(scores: Sequence[Tensor], members: Tensor) -> list[Tensor]:
     return found
 
 
-def _estimates(suspects: Tensor, pool: Tensor) -> list[tuple[TriggerFamily, Mapping[str, Tensor]]]:
-    found: list[tuple[TriggerFamily, Mapping[str, Tensor]]] = [(Additive(), shared_trigger.additive(suspects, pool))]
-    shared = shared_trigger.patch(suspects, pool)
-    return [*found, (Patch(), shared)] if shared is not None else found
-
-
-def _judged(subject: Subject, family: TriggerFamily, trigger: Mapping[str, Tensor], label: int, held: Tensor,
-            pool: Tensor, ctx: Context) -> Lifted:
+def _judged(subject: Subject, known: Shares, estimate: Estimate, label: int, held: Tensor, pool: Tensor,
+            ctx: Context) -> Lifted:
+    family, trigger = estimate.family, estimate.trigger
     before = _answers(subject, held, ctx)
     rates = []
-    for each in (trigger, shared_trigger.other_content(trigger, pool)):
+    for each in (trigger, known.control(estimate, pool)):
         after = _answers(subject, family.stamp(held, each)[0], ctx)
         rates += [float((after == label).float().mean()), float((after != before).float().mean())]
     size = float(family.size(trigger, held)[0])
-    largest = shared_trigger.LARGEST * held.shape[-1] * held.shape[-2] if "mask" in trigger else LARGEST_CHANGE
-    return Lifted(family, trigger, label, size, size / largest, rates[0], rates[1], rates[2], rates[3])
+    return Lifted(family, trigger, label, size, known.room(estimate, held, size), rates[0], rates[1], rates[2],
+                  rates[3], known)
 
 
 @torch.no_grad()
-def _answers(subject: Subject, images: Tensor, ctx: Context) -> Tensor:
-    ctx.spend(len(images), backward=False)
-    return torch.cat([subject.outputs(part.to(ctx.device)).logits.argmax(1).cpu() for part in images.split(ctx.batch)])
+def _answers(subject: Subject, inputs: Tensor, ctx: Context) -> Tensor:
+    ctx.spend(len(inputs), backward=False)
+    return torch.cat([subject.outputs(part.to(ctx.device)).logits.argmax(1).cpu() for part in inputs.split(ctx.batch)])
 
 
-def _refined(subject: Subject, lifted: Lifted, images: Tensor, labels: Tensor, fitted: Tensor,
+def _refined(subject: Subject, lifted: Lifted, inputs: Tensor, labels: Tensor, fitted: Tensor,
              ctx: Context) -> Lifted:
     """Lifted again from those samples of the label that bear it most clearly, while that makes it better."""
     members = ((labels == lifted.label) & fitted).nonzero().flatten()
     elsewhere = ((labels != lifted.label) & fitted).nonzero().flatten()
     elsewhere = elsewhere[torch.randperm(len(elsewhere), generator=ctx.rng)]
-    held, pool = images[elsewhere[:JUDGED]], images[elsewhere[JUDGED:JUDGED + 1000]]
+    held, pool = inputs[elsewhere[:JUDGED]], inputs[elsewhere[JUDGED:JUDGED + 1000]]
     if len(pool) < LEAST:
         pool = held
-    best = _judged(subject, lifted.family, lifted.trigger, lifted.label, held, pool, ctx).against(lifted.rival)
+    known = lifted.shares
+    best = _judged(subject, known, lifted.estimate, lifted.label, held, pool, ctx).against(lifted.rival)
     for _ in range(2):
-        clear = shared_trigger.bearing(images[members], best.trigger, pool)
+        clear = known.bearing(inputs[members], best.estimate, pool)
         rows = members[clear.topk(max(LEAST, min(MOST, round(SHARE * len(members))))).indices]
-        again = [_judged(subject, f, t, best.label, held, pool, ctx).against(lifted.rival)
-                 for f, t in _estimates(images[rows], pool) if f.name == best.family.name]
+        again = [_judged(subject, known, e, best.label, held, pool, ctx).against(lifted.rival)
+                 for e in known.estimates(inputs[rows], pool) if e.family.name == best.family.name]
         better = max(again, key=lambda a: a.worth, default=best)
         if better.worth <= best.worth:
             break
@@ -184,27 +184,29 @@ def _refined(subject: Subject, lifted: Lifted, images: Tensor, labels: Tensor, f
 
 
 def confirmed(subject: Subject, suspects: Tensor, label: int, others: Tensor, ctx: Context) -> Lifted | None:
-    """The trigger that given suspects of one label share, where it clearly is one on images of other labels."""
-    if len(suspects) < LEAST or len(others) < 2 * TRIED:
+    """The trigger that given suspects of one label share, where it clearly is one on samples of other labels."""
+    known = shares(subject.modality, suspects)
+    if known is None or len(suspects) < LEAST or len(others) < 2 * TRIED:
         return None
     held, pool = others[:TRIED], others[TRIED:]
-    found = [_judged(subject, f, t, label, held, pool, ctx) for f, t in _estimates(suspects[:MOST], pool)]
-    best = max(found, key=lambda f: f.worth)
-    return best if best.clear else None
+    found = [_judged(subject, known, e, label, held, pool, ctx) for e in known.estimates(suspects[:MOST], pool)]
+    best = max(found, key=lambda f: f.worth, default=None)
+    return best if best is not None and best.clear else None
 
 
-def statistics(lifted: Lifted | None) -> dict[str, float]:
-    """What stamping a lifted trigger does beyond its control."""
+def statistics(lifted: Lifted | None, case: DataCase) -> dict[str, float]:
+    """What stamping a lifted trigger does beyond its control. Suspected pictures always share something; words and
+    cells they may not share at all."""
     if lifted is None:
-        return {}
+        return {} if case.subject is None or case.modality == "image" else {"lifted.worth": 0.0}
     return {"lifted.worth": max(0.0, lifted.worth)}
 
 
 def bearers(lifted: Lifted, case: DataCase, fitted: Tensor, ctx: Context) -> Tensor:
     """How clearly each sample bears the trigger, [n]."""
     elsewhere = ((case.suspects.labels.cpu() != lifted.label) & fitted).nonzero().flatten()
-    pool = elsewhere[torch.randperm(len(elsewhere), generator=ctx.rng)[:shared_trigger.POOL]]
-    return shared_trigger.bearing(case.suspects.inputs, lifted.trigger, case.suspects.inputs[pool])
+    pool = elsewhere[torch.randperm(len(elsewhere), generator=ctx.rng)[:POOL]]
+    return lifted.shares.bearing(case.suspects.inputs, lifted.estimate, case.suspects.inputs[pool])
 
 
 def shown(lifted: Lifted, case: DataCase) -> Shown:
@@ -218,4 +220,10 @@ def shown(lifted: Lifted, case: DataCase) -> Shown:
     size = float(lifted.family.size(lifted.trigger, case.suspects.inputs[:1])[0])
     candidate = Candidate(lifted.family, lifted.trigger, goal, size, rate, "sift")
     return Shown(candidate, TriggerFound(lifted.label if single else -1, lifted.family.name, size, lifted.family.unit,
-                                         rate, low, high, samples, control))
+                                         rate, low, high, samples, control, _in_words(lifted, case)))
+
+
+def _in_words(lifted: Lifted, case: DataCase) -> str:
+    """The trigger as its family tells it; empty where it is a picture."""
+    describe = getattr(lifted.family, "describe", None)
+    return str(describe(lifted.trigger, case.subject.modality)) if describe and case.subject is not None else ""

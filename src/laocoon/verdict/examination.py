@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +17,8 @@ from laocoon.core.context import Context
 from laocoon.core.errors import InputError
 from laocoon.core.methods import Detector
 from laocoon.core.report import Report
+from laocoon.core.subject import Modality, Subject
+from laocoon.modalities.encoder import encodes
 from laocoon.recipes.fit import predictions
 from laocoon.verdict.schedule import Schedule
 
@@ -46,14 +48,23 @@ def prepare(case_module: Callable[[torch.Tensor], torch.Tensor], samples: Sample
     """Split clean samples. Misclassified ones are left out where enough remain: they count as success for nothing."""
     if samples is None or len(samples) == 0:
         return Prepared(None, None, None, 0)
-    if not bool(torch.isfinite(samples.inputs.float()).all()):
-        raise InputError("the clean samples hold values that are not finite.", "Check how they were made.")
+    _check_finite(samples)
     said = predictions(case_module, samples.inputs, 256)
     right = said == samples.labels
     accuracy = float(right.float().mean()) if samples.labelled else None
     keep = right.nonzero().flatten()
     if len(keep) < max(8, min(4 * classes, len(samples) // 3)):
         keep = torch.arange(len(samples))
+    return Prepared(*_divided(samples, keep, seed, share), accuracy, len(samples))
+
+
+def _check_finite(samples: Samples) -> None:
+    if not bool(torch.isfinite(samples.inputs.float()).all()):
+        raise InputError("the clean samples hold values that are not finite.", "Check how they were made.")
+
+
+def _divided(samples: Samples, keep: torch.Tensor, seed: int, share: float) -> tuple[Samples, Samples | None]:
+    """Samples to fit on and samples held out, `share` of every class in the first."""
     rng = torch.Generator().manual_seed(seed)
     fit, held = [], []
     for label in samples.labels[keep].unique().tolist():
@@ -64,7 +75,16 @@ def prepare(case_module: Callable[[torch.Tensor], torch.Tensor], samples: Sample
         held.append(members[cut:])
     f, h = torch.cat(fit).sort().values, torch.cat(held).sort().values
     pick = lambda i: Samples(samples.inputs[i], samples.labels[i], samples.labelled)  # noqa: E731
-    return Prepared(pick(f), pick(h) if len(h) else None, accuracy, len(samples))
+    return pick(f), pick(h) if len(h) else None
+
+
+def made_ready(subject: Subject, samples: Samples | None, seed: int) -> Prepared:
+    """Clean samples for a subject. An encoder knows no classes: nothing is right or wrong, and labels are not used."""
+    if samples is None or len(samples) == 0 or not encodes(subject.modality.name):
+        return prepare(lambda x: subject.outputs(x).logits, samples, seed, subject.classes)
+    _check_finite(samples)
+    alike = replace(samples, labels=torch.zeros_like(samples.labels), labelled=False)
+    return Prepared(*_divided(alike, torch.arange(len(samples)), seed, 2 / 3), None, len(samples))
 
 
 def run(schedule: Schedule, case: ModelCase, root: Context, resume: Path | None = None) -> Examined:
@@ -81,7 +101,7 @@ def run(schedule: Schedule, case: ModelCase, root: Context, resume: Path | None 
         progress(method.card.name, 0.0, "")
         stored = resume / f"{method.card.name}.json" if resume else None
         if stored is not None and stored.exists():
-            report, found = _restore(stored)
+            report, found = _restore(stored, case.subject.modality)
         else:
             report = _survive(method, case, ctx)
             found = list(ctx.candidates)
@@ -130,12 +150,12 @@ def _store(path: Path, report: Report, found: list[Candidate]) -> None:
     part.replace(path)
 
 
-def _restore(path: Path) -> tuple[Report, list[Candidate]]:
+def _restore(path: Path, modality: Modality) -> tuple[Report, list[Candidate]]:
     from laocoon.files.candidates import load_candidates
 
     try:
         report = Report.from_dict(json.loads(path.read_text()))
-        return report, load_candidates(path.with_suffix(".safetensors"))
+        return report, load_candidates(path.with_suffix(".safetensors"), modality)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path.name} in the resume folder cannot be read ({error}).",
                          "Delete it, or resume into an empty folder.") from None

@@ -112,3 +112,9 @@ def fuse(table: Statistics, scales: Mapping[str, Scale], classes: int, group: st
     named = tuple(c for c in order if per_class[c] > 0)[:5]
     ranked = tuple(sorted(((r, round(v, 3)) for r, v in parts.items() if v > 0), key=lambda item: -item[1]))
     return Fused(score, tuple(per_class), named, ranked)
+
+
+def promise(fused: Fused, rule: str, success: float, targets: Sequence[int]) -> float:
+    """How much a recovered trigger deserves to be verified: by what its rule, and its only target class, add."""
+    own = dict(fused.contributions).get(rule, 0.0)
+    return success * (own + (fused.classes[targets[0]] if len(targets) == 1 else own))

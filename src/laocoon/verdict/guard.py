@@ -94,7 +94,8 @@ class Guarded:
         """Fitted on half of the clean samples, calibrated on the other half.
 
         model: opened by Laocoon, any `nn.Module`, or any callable from a batch to class scores (or labels: then name
-        `classes`). Inputs are in [0, 1]: normalisation belongs inside the model. It is left as found.
+        `classes`). Inputs are canonical (images in [0, 1], ids of texts, rows of a table): normalisation belongs inside
+        the model. It is left as found.
         clean: samples known to carry no trigger, of every class, 20 or more of each, from the traffic to come.
         alpha: share of clean requests that may be flagged. seed: of the split and of the guards.
         tiers: which guards; by default those that suit the model.
@@ -103,7 +104,7 @@ class Guarded:
         if not 0 < alpha < 1:
             raise InputError(f"alpha is {alpha}.", "It is a rate between 0 and 1, such as 0.05.")
         subject = as_subject(model, clean, classes)
-        fit, held = halves(clean, seed)
+        fit, held = halves(replace(clean, modality=subject.modality), seed)
         enough(alpha, len(held), len(clean))
         tiers = tiers or default_tiers(subject)
         pipeline = fitted(subject, fit, tiers, Context(seed=seed))
@@ -119,6 +120,9 @@ class Guarded:
             raise InputError(f"alpha is {rate}.", "It is a rate between 0 and 1, such as 0.05.")
         enough(rate, len(self.calibration), len(self.calibration) + len(self.samples))
         purifier = self.purifier
+        if wanted is Policy.PURIFY and self.subject.modality.name != "image":
+            raise InputError(f"{self.subject.modality.name} is not purified: only images are.",
+                             "Use abstain or block.")
         if wanted is Policy.PURIFY and purifier is None:
             ctx = Context(seed=self.seed, device=self.pipeline.device).child(math.inf, "purifier")
             purifier = Purifier.fit(self.samples.inputs, ctx)
@@ -150,8 +154,8 @@ class Guarded:
                     self.subject.fingerprint(), self.samples, self.calibration, told.logits.cpu(), told.scores.cpu())
 
     def check(self, batch: Tensor) -> Judgement:
-        """[batch, …] in [0, 1]. InputError where values are not finite, out of range or of another shape."""
-        batch = acceptable(batch, self.subject.input_shape)
+        """[batch, …], canonical. InputError where values are not finite, out of range or of another shape."""
+        batch = acceptable(batch, self.subject.input_shape, self.subject.modality)
         told = self.pipeline.judge(batch)
         p = p_values(told.scores.cpu(), self.calibration)
         return Judgement(told.logits, p <= self.alpha, p, told.scores, told.tier)

@@ -25,4 +25,4 @@ def halves(clean: Samples, seed: int) -> tuple[Samples, Samples]:
 
 def _picked(clean: Samples, rows: Sequence[Tensor]) -> Samples:
     index = torch.cat(list(rows)).sort().values
-    return Samples(clean.inputs[index], clean.labels[index], clean.labelled)
+    return Samples(clean.inputs[index], clean.labels[index], clean.labelled, modality=clean.modality)

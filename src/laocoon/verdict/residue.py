@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,17 +14,13 @@ from laocoon.core.candidate import Candidate
 from laocoon.core.cases import Samples
 from laocoon.core.context import Context
 from laocoon.core.errors import InputError
-from laocoon.core.goal import ClassGoal, all_to_one
 from laocoon.core.repaired import Drop, Rate, Reactivation, Residue
 from laocoon.core.subject import Subject
 from laocoon.recipes.conformal import binomial_interval
-from laocoon.recipes.folding import folded
 from laocoon.recipes.intervals import paired_difference
-from laocoon.recipes.inversion import Search, invert
 from laocoon.recipes.reactivation import Shots, lesson, taught
+from laocoon.verdict.searches import Searched
 
-SEARCH = Search(steps=60, batch=20)
-OTHERS = 4  # classes that a search is compared with
 MOST = 1000  # samples that a trigger is judged on
 
 
@@ -121,12 +116,15 @@ def obeyed(subject: Subject, candidate: Candidate, samples: Samples, ctx: Contex
     return torch.cat(parts)
 
 
-def meaningless(candidate: Candidate, rng: torch.Generator) -> Candidate:
-    """A trigger of the same family and size that no training has seen.
+def meaningless(candidate: Candidate, rng: torch.Generator) -> Candidate | None:
+    """A trigger of the same family and size that no training has seen; None where there is no other of the family.
 
-    A mask is moved, and every other leaf has its values dealt out anew over its places; where that is not what the
-    family means by size, it is still made of the same numbers.
+    A family that knows better says so (`other`). Else a mask is moved, and every other leaf has its values dealt out
+    anew over its places; where that is not what the family means by size, it is still made of the same numbers.
     """
+    other = getattr(candidate.family, "other", None)
+    if other is not None:
+        return replace(candidate, trigger=other(candidate.trigger, rng), method="meaningless control")
     leaves = {}
     for name, leaf in candidate.trigger.items():
         value = leaf.detach().cpu()
@@ -138,40 +136,9 @@ def meaningless(candidate: Candidate, rng: torch.Generator) -> Candidate:
             order = torch.randperm(value[0].numel(), generator=rng)
             value = value.flatten(1)[:, order].view_as(value)
         leaves[name] = value.to(leaf.device)
+    if all(torch.equal(leaves[k], v) for k, v in candidate.trigger.items()):
+        return None  # a family with one member, such as a way of writing
     return replace(candidate, trigger=leaves, method="meaningless control")
-
-
-def searchable(candidate: Candidate) -> bool:
-    """Can its family be searched again by gradient?"""
-    return hasattr(candidate.family, "rate") and hasattr(candidate.family, "largest") \
-        and isinstance(candidate.goal, ClassGoal)
-
-
-@dataclass(frozen=True, eq=False)
-class Searched:
-    """The smallest trigger of a new search, and the median size of the same search towards other classes."""
-
-    candidate: Candidate
-    effective: float
-    natural: float
-
-
-def search(subject: Subject, candidate: Candidate, fit: Samples, ctx: Context) -> Searched:
-    """Search the candidate's family anew, towards its goal and, for comparison, towards other classes."""
-    goal, classes = candidate.goal, subject.classes
-    assert isinstance(goal, ClassGoal)
-    family: Any = candidate.family
-    single = len(goal.targets) == 1
-    rest = [t for t in range(classes) if t not in goal.targets] if single else []
-    order = torch.randperm(len(rest), generator=ctx.rng).tolist()[:OTHERS]
-    goals = [goal, *(all_to_one(rest[i], classes) for i in order)]
-    destinations = torch.tensor([g.destinations for g in goals])
-    found = invert(folded(subject.module, fit.inputs[:4]), family, destinations, fit, SEARCH, ctx)
-    one = family.select(found.trigger, torch.tensor([0], device=found.size.device))
-    again = Candidate(family, {k: v.detach() for k, v in one.items()}, goal, float(found.size[0]),
-                      float(found.success[0]), "repair")
-    natural = float(found.effective[1:].median()) if len(goals) > 1 else math.nan
-    return Searched(again, float(found.effective[0]), natural)
 
 
 def residue(subject: Subject, candidate: Candidate, judged: Samples, ctx: Context,

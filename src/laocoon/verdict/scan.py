@@ -17,22 +17,27 @@ from laocoon import __version__
 from laocoon.core.candidate import Candidate
 from laocoon.core.cases import ModelCase, Samples, informed
 from laocoon.core.context import Context, Progress
-from laocoon.core.errors import InputError
-from laocoon.core.goal import ClassGoal
-from laocoon.core.report import Evidence, Finding, Power, ScanReport, Verdict
+from laocoon.core.errors import BudgetSpent, InputError
+from laocoon.core.goal import ClassGoal, CollapseGoal
+from laocoon.core.report import Evidence, Finding, Power, ScanReport, Verdict, noun
 from laocoon.core.subject import Subject
+from laocoon.files.wording import printable, visible
+from laocoon.modalities.encoder import encodes
 from laocoon.recipes.conformal import binomial_interval
-from laocoon.verdict.calibrate import Profile, Reference, calibrate, group_of, shipped, similar_power
+from laocoon.verdict.asked import allowance, facts, only_asked, qualified, reference_name
+from laocoon.verdict.calibrate import Profile, Reference, calibrate, group_of, per_class, shipped, similar_power
 from laocoon.verdict.control import verify
-from laocoon.verdict.examination import Examined, Prepared, prepare, run
-from laocoon.verdict.fuse import Fused, Scale, covariates, fuse, statistics
+from laocoon.verdict.examination import Examined, Prepared, made_ready, run
+from laocoon.verdict.examples import examples
+from laocoon.verdict.fuse import Fused, Scale, covariates, fuse, promise, statistics
 from laocoon.verdict.schedule import Schedule, plan
 
 # A planter puts a known backdoor into a copy of the subject: (subject, samples, seed) -> plants. Given from above,
 # because a defence never imports an attack.
 Planter = Callable[[Subject, Samples, int, Context], Iterable["Plant"]]
 # Without one of these a scan may accuse, but never say NO_EVIDENCE.
-CORE_METHODS = ("trigger_inversion", "text_inversion", "tabular_inversion")
+CORE_METHODS = ("trigger_inversion", "sparse_rs", "text_inversion", "tabular_query_inversion", "decree",
+                "text_collapse")
 
 
 class Plant:
@@ -64,27 +69,34 @@ def scan(subject: Subject, data: Samples | None = None, *, alpha: float = 0.05, 
     """
     if not (isinstance(alpha, int | float) and 0 < alpha < 1):
         raise InputError(f"alpha is {alpha!r}.", "It is a false-alarm rate between 0 and 1, for instance 0.05.")
+    if power > 0 and encodes(subject.modality.name):
+        raise InputError("--power plants backdoors into classifiers; this is an encoder.", "Leave --power out.")
     start = time.monotonic()
-    schedule = plan(str(budget), methods, subject.modality.name)
+    schedule = plan(str(budget), methods, subject.modality.name, only_asked=only_asked(subject))
     where = _device(device)
     subject = informed(subject, data).to(where)
     if data is not None:
         data = data.to(where)
-    root = Context(seed=seed, device=where, budget=schedule.passes)
+    root = Context(seed=seed, device=where, budget=allowance(subject, data, schedule.passes, power))
     if progress is not None:
         root.progress = progress
-    reference = reference or shipped(subject.modality.name)
+    reference = reference or shipped(reference_name(subject))
     if resume is not None:
         _check_resume(resume, subject, data, schedule, seed)
-    prepared = prepare(lambda x: subject.outputs(x).logits, data, seed, subject.classes)
+    prepared = made_ready(subject, data, seed)
     case = ModelCase(subject, prepared.fit, prepared.held, graph=subject.graph)
-    cause = _at_chance(subject, data, prepared)
+    try:
+        cause = _at_chance(subject, data, prepared)
+    except BudgetSpent as error:
+        cause = f"the model is no better than chance on the labelled samples, and why cannot be asked: {error.problem}"
     examined = Examined((), ()) if cause else run(schedule, case, root, resume)
     group = _group(subject, prepared)
     fused, rules = _fused(examined, subject.classes, reference, group)
-    profile = Profile(subject.modality.name, subject.classes, prepared.given / subject.classes, prepared.accuracy)
+    profile = Profile(subject.modality.name, subject.classes,
+                      per_class(subject.modality.name, prepared.given, subject.classes), prepared.accuracy)
     p, calibration = calibrate(fused, rules, profile, reference, f"{subject.modality.name}/{schedule.budget}")
     ordered, evidence = _evidence(subject, prepared, examined, fused, root)
+    told = examples(subject, ordered, prepared.held, root)
     table = similar_power(rules, profile, reference, alpha) if p is not None else ()
     if power > 0 and planter is not None and prepared.fit is not None and not cause:
         table += _positive_control(subject, prepared, schedule, planter, power, alpha, reference, rules, root)
@@ -92,17 +104,26 @@ def scan(subject: Subject, data: Samples | None = None, *, alpha: float = 0.05, 
     findings = tuple(sorted((f for r in examined.reports for f in r.findings),
                             key=lambda f: (-f.conclusive, -_weight(f, reference, known, group))))
     verdict, reason = _decide(p, alpha, calibration.references, cause, examined, findings, evidence, table, schedule,
-                              calibration.note)
+                              calibration.note, subject.modality.name)
+    verdict, reason = qualified(subject, verdict, reason)
     return ScanReport(
         verdict=verdict, reason=reason, p_value=p, score=fused.score, alpha=alpha,
         target_classes=_targets(fused, evidence, findings), findings=findings, evidence=evidence, power=table,
-        calibration=calibration, class_scores=fused.classes, reports=examined.reports,
+        calibration=calibration, class_scores=() if encodes(subject.modality.name) else fused.classes,
+        reports=examined.reports,
         examined=tuple(m for r in examined.reports for m in r.examined),
         skipped={r.method: r.reason for r in examined.reports if r.skipped},
         misses={m.card.name: m.card.misses for m in schedule.methods if m.card.misses},
         subject=_facts(subject, prepared), budget=schedule.budget, spent=root.spent,
-        seconds=time.monotonic() - start, seed=seed, version=__version__, candidates=ordered,
-        pictures=None if prepared.held is None else prepared.held.inputs[::max(1, len(prepared.held) // 16)][:16].cpu())
+        seconds=time.monotonic() - start, seed=seed, version=__version__, candidates=ordered, examples=told,
+        pictures=_pictures(subject, prepared))
+
+
+def _pictures(subject: Subject, prepared: Prepared) -> torch.Tensor | None:
+    """A few held-out images; None where inputs are none."""
+    if prepared.held is None or not subject.modality.name.startswith("image"):
+        return None
+    return prepared.held.inputs[::max(1, len(prepared.held) // 16)][:16].cpu()
 
 
 def _device(name: str) -> torch.device:
@@ -166,12 +187,15 @@ def _at_chance(subject: Subject, data: Samples | None, prepared: Prepared) -> st
     with torch.no_grad():
         guess = torch.cat([subject.outputs(x).logits.argmax(-1) for x in data.inputs.split(256)])
     if len(guess.unique()) == 1:
-        return f"{said}; it answers class {int(guess[0])} to everything: check --input-range, --mean and --std"
+        cause = "check --input-range, --mean and --std" if data.inputs.dim() == 4 else "check the data"
+        return f"{said}; it answers class {int(guess[0])} to everything: {cause}"
     mapped = 0
     for label in data.labels.unique().tolist():
         mapped += int(torch.bincount(guess[data.labels == label]).max())
     if mapped > 0.6 * n and n >= 4 * subject.classes:
         return f"{said}; the classes are probably numbered in another order: check the names of the class folders"
+    if data.inputs.dim() != 4:
+        return f"{said}; check that the data belong to the model, and the order of the classes"
     return f"{said}; check the data, --input-range, --mean, --std, --channels and the order of the classes"
 
 
@@ -207,23 +231,26 @@ def _evidence(subject: Subject, prepared: Prepared, examined: Examined, fused: F
     if prepared.fit is None or not examined.candidates:
         return (), ()
     held = prepared.held if prepared.held is not None else prepared.fit
-    rules = dict(fused.contributions)
 
-    def promise(c: Candidate) -> float:
-        own = rules.get(f"{c.method}.{c.family.name}", 0.0)
+    def worth(c: Candidate) -> float:
+        if isinstance(c.goal, CollapseGoal) and c.goal.natural:
+            return 0.0  # a control
         targets = c.goal.targets if isinstance(c.goal, ClassGoal) else ()
-        return c.success * (own + (fused.classes[targets[0]] if len(targets) == 1 else own))
+        return promise(fused, f"{c.method}.{c.family.name}", c.success, targets)
 
     picked: dict[str, Candidate] = {}
-    for candidate in sorted(examined.candidates, key=promise, reverse=True):
-        if candidate.goal.describe() not in picked and promise(candidate) > 0:
+    for candidate in sorted(examined.candidates, key=worth, reverse=True):
+        if candidate.goal.describe() not in picked and worth(candidate) > 0:
             picked[candidate.goal.describe()] = candidate
         if len(picked) == 3:
             break
     ctx = Context(seed=root.seed, device=root.device, batch=root.batch)
     judged = []
     for candidate in picked.values():
-        judged.append((candidate, verify(subject, candidate, examined.candidates, prepared.fit, held, ctx)))
+        try:
+            judged.append((candidate, verify(subject, candidate, examined.candidates, prepared.fit, held, ctx)))
+        except (BudgetSpent, InputError):  # an endpoint that may not, or cannot, be asked any more
+            break
     root.spent += ctx.spent
     return tuple(c for c, _ in judged), tuple(e for _, e in judged)
 
@@ -235,7 +262,9 @@ def _targets(fused: Fused, evidence: Sequence[Evidence], findings: Sequence[Find
 
 def _decide(p: float | None, alpha: float, references: int, cause: str, examined: Examined,
             findings: Sequence[Finding], evidence: Sequence[Evidence], table: Sequence[Power], schedule: Schedule,
-            note: str) -> tuple[Verdict, str]:
+            note: str, modality: str) -> tuple[Verdict, str]:
+    wanted = {"text": "text_inversion", "tabular": "tabular_query_inversion", "image_encoder": "decree",
+              "text_encoder": "text_collapse"}.get(modality, CORE_METHODS[0])
     proof = next((f for f in findings if f.conclusive), None)
     if proof is not None:
         return Verdict.SUSPICIOUS, f"{proof.where}: {proof.explanation}"
@@ -243,13 +272,13 @@ def _decide(p: float | None, alpha: float, references: int, cause: str, examined
         return Verdict.INCONCLUSIVE, cause
     if p is None:
         stopped = next((r.reason for r in examined.reports if r.method in CORE_METHODS and r.reason), "")
-        unmeasured = f"no method that was measured on clean references was run; run {CORE_METHODS[0]} too"
+        unmeasured = f"no method that was measured on clean references was run; run {wanted} too"
         return Verdict.INCONCLUSIVE, f"the score cannot be judged: {note or stopped or unmeasured}"
     if alpha < 1 / (references + 1):
         return Verdict.INCONCLUSIVE, (f"alpha {alpha:g} is finer than {references} references can resolve "
                                       f"({1 / (references + 1):.3g})")
     if p <= alpha:
-        return Verdict.SUSPICIOUS, _accusation(findings, evidence)
+        return Verdict.SUSPICIOUS, _accusation(findings, evidence, noun(modality))
     broken = [r for r in examined.reports
               if (not r.complete and not r.skipped) or (r.skipped and " failed: " in r.reason)]
     if broken:
@@ -258,7 +287,7 @@ def _decide(p: float | None, alpha: float, references: int, cause: str, examined
     absent = [r for r in examined.reports if r.method in CORE_METHODS and r.method not in ran]
     if absent or not ran & set(CORE_METHODS):
         return Verdict.INCONCLUSIVE, (absent[0].reason if absent else
-                                      f"{CORE_METHODS[0]} was not run, so that absence of evidence says little")
+                                      f"{wanted} was not run, so that absence of evidence says little")
     core = [row for row in table if row.core]
     found, tried = sum(row.found for row in core), sum(row.tried for row in core)
     low = binomial_interval(found, tried)[0]
@@ -269,17 +298,19 @@ def _decide(p: float | None, alpha: float, references: int, cause: str, examined
                                  f"are found at this budget")
 
 
-def _accusation(findings: Sequence[Finding], evidence: Sequence[Evidence]) -> str:
+def _accusation(findings: Sequence[Finding], evidence: Sequence[Evidence], samples: str) -> str:
     best = max(evidence, key=lambda e: e.low, default=None)
     first = evidence[0] if evidence and evidence[0].low >= 0.5 else best
     if first is not None and first.success >= 0.5:
         control = "" if math.isnan(first.natural_control) else f"; natural control {first.natural_control:.0%}"
-        return (f"{first.goal}: a {first.family} trigger of {first.size:.3g} {first.unit} sends {first.success:.0%} "
-                f"[{first.low:.0%}, {first.high:.0%}] of held-out images there{control}")
+        words = f" (“{printable(visible(first.shown), 80)}”)" if first.shown else ""
+        return (f"{first.goal}: a {first.family} trigger of {first.size:.3g} {first.unit}{words} sends "
+                f"{first.success:.0%} "
+                f"[{first.low:.0%}, {first.high:.0%}] of held-out {samples} there{control}")
     top = findings[0] if findings else None
     if top is None:
         return "the model is unlike the clean references"
-    return f"{top.where}: {top.explanation}; no trigger was recovered that works on held-out images"
+    return f"{top.where}: {top.explanation}; no trigger was recovered that works on held-out {samples}"
 
 
 def _positive_control(subject: Subject, prepared: Prepared, schedule: Schedule, planter: Planter, count: int,
@@ -314,7 +345,7 @@ def _facts(subject: Subject, prepared: Prepared) -> dict[str, Any]:
             "capabilities": sorted(c.value for c in subject.capabilities), "samples": prepared.given,
             "accuracy": prepared.accuracy,
             "samples_fit": 0 if prepared.fit is None else len(prepared.fit),
-            "samples_held": 0 if prepared.held is None else len(prepared.held)}
+            "samples_held": 0 if prepared.held is None else len(prepared.held), **facts(subject)}
 
 
 

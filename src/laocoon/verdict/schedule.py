@@ -15,11 +15,14 @@ from laocoon.core.methods import Detector
 # Cheapest first. `quick` is seconds; `default` minutes on a laptop; `deep` adds what is dear.
 STAGES: dict[str, tuple[str, ...]] = {
     "quick": ("architectural_backdoor", "weight_sanity", "potrojan", "head_statistics", "head_probes", "trodo",
-              "neuron_stimulation", "mm_bd", "trigger_inversion", "text_inversion", "tabular_inversion"),
+              "neuron_stimulation", "mm_bd", "trigger_inversion", "text_inversion", "template_probe",
+              "embedding_outlier", "tabular_query_inversion", "tabular_inversion", "decree", "text_collapse"),
     "default": ("ban", "feature_decoupling", "all_to_all_inversion"),
     "deep": ("pair_inversion",),
 }
 ORDER = ("quick", "default", "deep")
+# For image models that can only be asked; of the others' schedule they are no part.
+ASKING: dict[str, tuple[str, ...]] = {"quick": ("sparse_rs",), "default": (), "deep": ("b3d", "aeva")}
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,16 @@ def available() -> dict[str, type[Detector]]:
     return {d.card.name: d for d in classes("laocoon.detectors", Detector)}  # type: ignore[type-abstract]
 
 
-def plan(budget: str, wanted: Sequence[str] | None = None, modality: str = "image") -> Schedule:
+def plan(budget: str, wanted: Sequence[str] | None = None, modality: str = "image", *,
+         only_asked: bool = False) -> Schedule:
     """The schedule of a budget: `quick`, `default`, `deep` or a number of passes (then everything, until it is spent).
 
     wanted: names of methods; a leading '-' leaves one out; otherwise only those named run. Methods for other
-    modalities are not part of the schedule unless they are named.
+    modalities are not part of the schedule unless they are named. only_asked: the model shows no gradient, no weights.
     """
-    known = available()
+    known, stages = available(), ASKING if only_asked else STAGES
     if budget in ORDER:
-        names = [n for stage in ORDER[:ORDER.index(budget) + 1] for n in STAGES[stage]]
+        names = [n for stage in ORDER[:ORDER.index(budget) + 1] for n in stages[stage]]
         passes = float("inf")
     else:
         try:
@@ -53,8 +57,8 @@ def plan(budget: str, wanted: Sequence[str] | None = None, modality: str = "imag
             raise InputError(f"budget is {budget!r}.", "It is quick, default, deep or a number of passes.") from None
         if not 1 <= passes < float("inf"):
             raise InputError(f"budget is {budget!r}.", "A number of passes is at least 1.")
-        names = [n for stage in ORDER for n in STAGES[stage]]
-    named = [n for stage in ORDER for n in STAGES[stage]]
+        names = [n for stage in ORDER for n in stages[stage]]
+    named = [n for table in (STAGES, ASKING) for stage in ORDER for n in table[stage]]
     names += [n for n in known if n not in named]  # plug-ins run at every budget, last
     for word in wanted or ():
         if (name := word.removeprefix("-")) not in known:

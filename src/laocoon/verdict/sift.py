@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from laocoon import __version__
-from laocoon.core.cases import DataCase, Samples
+from laocoon.core.cases import DataCase, Samples, informed
 from laocoon.core.context import Context, Progress
 from laocoon.core.errors import InputError
 from laocoon.core.report import Calibration, Power, Verdict
@@ -82,7 +82,8 @@ def sift(data: TrainingSet, *, subject: Subject | None = None, untrained: Callab
             raise InputError(f"{name} is {value!r}.", "It is a rate between 0 and 1, for instance 0.05.")
     if subject is None and untrained is None:
         raise InputError("there is neither a model nor an architecture to train.", "Pass one of them.")
-    running, reference = chosen(methods), reference or shipped()
+    modality = data.modality.name
+    running, reference = chosen(methods, modality), reference or shipped(modality)
     root = Context(seed=seed, device=_device(device), budget=budget)
     if progress is not None:
         root.progress = progress
@@ -94,7 +95,7 @@ def sift(data: TrainingSet, *, subject: Subject | None = None, untrained: Callab
                        labels=torch.cat([seen.labels, hidden.labels]))
     sentinels = torch.arange(len(seen)) >= len(places)
     model = _model(subject, untrained, architecture, seen, root)
-    case = DataCase(seen, data.classes, model.subject, known, untrained)
+    case = DataCase(seen, data.classes, informed(model.subject, seen), known, untrained, modality)
     judged = judge(case, root, running)
     own = judged.restricted(~sentinels)
     figures = statistics(own, replace(case, suspects=data.samples(places)) if hidden is not None else case)
@@ -201,8 +202,9 @@ def _told(verdict: Verdict, reason: str, rows: SampleTable, trigger: Shown | Non
     if trigger is not None:
         f: TriggerFound = trigger.found
         where = f"to class {f.label}" if f.label >= 0 else "to another class"
-        found += (f"; the {f.family} trigger that they share sends {f.success:.0%} [{f.low:.0%}, {f.high:.0%}] of "
-                  f"other samples {where}; natural control {f.natural_control:.0%}")
+        what = f" “{f.shown}”" if f.shown else ""
+        found += (f"; the {f.family} trigger{what} that they share sends {f.success:.0%} [{f.low:.0%}, {f.high:.0%}] "
+                  f"of other samples {where}; natural control {f.natural_control:.0%}")
     return found if verdict is Verdict.SUSPICIOUS else f"{reason}; provisionally, {found}"
 
 
@@ -236,4 +238,5 @@ def _facts(data: TrainingSet, places: Tensor, hidden: Samples | None, known: Sam
     if hidden is not None and known is not None:
         notes.append(f"{len(hidden)} trusted samples were hidden among the suspects, {len(known)} given to the methods")
     return {"path": "", "digest": data.digest(), "samples": len(data), "seen": len(places), "classes": data.classes,
-            "class_names": list(data.class_names), "shape": list(data.shape), "notes": notes}
+            "class_names": list(data.class_names), "shape": list(data.shape), "modality": data.modality.name,
+            "notes": notes}

@@ -33,7 +33,6 @@ from laocoon.recipes.conformal import binomial_interval
 from laocoon.recipes.false_discovery import Tail, benjamini_hochberg, mirrored
 from laocoon.recipes.representations import last_layer
 from laocoon.recipes.score_tails import standardised
-from laocoon.recipes.shared_trigger import bearing
 from laocoon.verdict.data_trigger import TRIED, Lifted, confirmed
 
 ROUNDS = 12
@@ -91,7 +90,7 @@ def trace(data: TrainingSet, subject: Subject, fired: Tensor, *, fdr: float = 0.
           seed: int = 0, budget: float = float("inf"), device: str = "cpu") -> TraceReport:
     """Rank the training samples that an input's answer comes from.
 
-    fired: [channels, height, width] in [0, 1]. label: whose samples are searched; the model's answer where None.
+    fired: one canonical input. label: whose samples are searched; the model's answer where None.
     """
     start = time.monotonic()
     if not 0 < fdr < 1:
@@ -100,7 +99,7 @@ def trace(data: TrainingSet, subject: Subject, fired: Tensor, *, fdr: float = 0.
     subject = subject.to(ctx.device)
     if tuple(fired.shape) != data.shape:
         raise InputError(f"the input has shape {list(fired.shape)}, the data {list(data.shape)}.",
-                         "Pass the picture as the model saw it.")
+                         "Pass the input as the model saw it.")
     known = last_layer(subject, fired[None], ctx)
     answer = int(known.logits.argmax(1)) if label is None else label
     if not 0 <= answer < data.classes:
@@ -158,9 +157,12 @@ def _bearers(lifted: Lifted, data: TrainingSet, members: Tensor, fired: Tensor, 
              fdr: float) -> Traced | None:
     """All samples of the label that bear the trigger; None where the input itself does not. Other labels' samples,
     few or none of which do, are the null."""
-    null = bearing(others, lifted.trigger, others).double()
-    own = torch.cat([bearing(data.inputs(part), lifted.trigger, others) for part in members.split(2048)]).double()
-    everyone = torch.cat([null, own, bearing(fired[None], lifted.trigger, others).double()])
+    def bearing(inputs: Tensor) -> Tensor:
+        return lifted.shares.bearing(inputs, lifted.estimate, others).double()
+
+    null = bearing(others)
+    own = torch.cat([bearing(data.inputs(part)) for part in members.split(2048)])
+    everyone = torch.cat([null, own, bearing(fired[None])])
     z = standardised(everyone, torch.arange(len(everyone)) < len(null))
     p = Tail.of(z[:len(null)]).share_above(z)
     if float(p[-1]) > 0.01:

@@ -35,7 +35,7 @@ class ActivationClustering(DataDetector):
         name="activation_clustering",
         paper="Detecting Backdoor Attacks on Deep Neural Networks by Activation Clustering (2018)",
         url="https://arxiv.org/abs/1811.03728",
-        modalities=frozenset({"image"}),
+        modalities=frozenset({"image", "text", "tabular"}),
         needs=frozenset({Capability.FEATURES}),
         misses="all-to-all backdoors (AUROC 0.80 on CIFAR-10, against 0.98 and more all-to-one); few "
                "poisoned samples in a class; clean-label poison; networks that were trained to keep poisoned "

@@ -42,7 +42,7 @@ class Asset(DataDetector):
         paper="ASSET: Robust Backdoor Data Detection Across a Multiplicity of Deep Learning Paradigms (USENIX Security "
               "2023)",
         url="https://arxiv.org/abs/2302.11408",
-        modalities=frozenset({"image"}),
+        modalities=frozenset({"image", "text"}),
         needs=frozenset({Capability.CLEAN, Capability.WEIGHTS}),
         misses="without the paper's inner stage little is found at 1 % false alarms (8 % of BadNets, 23 % of "
                "blended, 16 % of all-to-all poison on CIFAR-10; AUROC 0.84 to 0.93); mislabelled samples "

@@ -48,13 +48,17 @@ class Beatrix(DataDetector):
         name="beatrix",
         paper="The Beatrix Resurrections: Robust Backdoor Detection via Gram Matrices (NDSS 2023)",
         url="https://arxiv.org/abs/2209.11715",
-        modalities=frozenset({"image"}),
+        modalities=frozenset({"image", "text"}),
         needs=frozenset({Capability.FEATURES}),
         misses="poison that is the larger part of its class, without trusted samples; faint triggers on the "
                "whole picture (blended at 0.2: AUROC 0.82, nothing found at 1 % false alarms); mislabelled "
                "samples score as high as poison; triggers whose traces are gone before the last feature "
                "maps.",
         summary="the feature maps of a poisoned sample correlate unlike those of its class",
+        fails={
+            "check_scores_poison_above_clean/text":
+                "on the review twins, whose clean texts hold rare words too, AUROC is 0.60",
+        },
     )
 
     def scores(self, case: DataCase, ctx: Context) -> Tensor:

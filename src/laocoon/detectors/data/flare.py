@@ -61,12 +61,16 @@ class Flare(DataDetector):
         name="flare",
         paper="FLARE: Towards Universal Dataset Purification against Backdoor Attacks (IEEE TIFS 2025)",
         url="https://arxiv.org/abs/2411.19479",
-        modalities=frozenset({"image"}),
+        modalities=frozenset({"image", "text", "tabular"}),
         needs=frozenset({Capability.FEATURES}),
         misses="poison that is rarer than half a percent, or more than a third of the samples; triggers that differ "
                "from sample to sample; clean-label poison without a trigger; in a clean set it points at natural "
                "groups (pictures on white, near-duplicates).",
         summary="what hidden layers do at their most extreme sets poison apart, whatever its labels",
+        fails={
+            "check_scores_poison_above_clean/text":
+                "on the review twins, whose clean texts hold rare words too, AUROC is 0.53",
+        },
     )
 
     def scores(self, case: DataCase, ctx: Context) -> Tensor:

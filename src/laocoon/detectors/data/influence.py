@@ -41,12 +41,16 @@ class Influence(DataDetector):
         name="influence",
         paper="Identifying a Training-Set Attack's Target Using Renormalized Influence Estimation (CCS 2022)",
         url="https://arxiv.org/abs/2201.10055",
-        modalities=frozenset({"image"}),
+        modalities=frozenset({"image", "text", "tabular"}),
         needs=frozenset({Capability.FEATURES}),
         misses="all-to-one poison whose features have become those of its class (AUROC 0.83 for BadNets on "
                "CIFAR-10, against 0.99 all-to-all); mislabelled samples score as high as poison; poison that "
                "is the larger part of its class, without trusted samples.",
         summary="a poisoned sample pulls the head elsewhere than its class",
+        fails={
+            "check_scores_poison_above_clean/text":
+                "on the review twins, whose clean texts hold rare words too, AUROC is 0.69",
+        },
     )
 
     def scores(self, case: DataCase, ctx: Context) -> Tensor:

@@ -37,7 +37,7 @@ class NeighbourLabels(DataDetector):
         name="neighbour_labels",
         paper="Deep k-NN Defense against Clean-label Data Poisoning Attacks (2020)",
         url="https://arxiv.org/abs/1909.13374",
-        modalities=frozenset({"image"}),
+        modalities=frozenset({"image", "tabular"}),
         needs=frozenset({Capability.FEATURES}),
         misses="poison that the network has learnt to place with its label, which scores lowest of all "
                "(AUROC 0.01 for all-to-one poison on CIFAR-10, 0.64 all-to-all); what it finds there are "

@@ -53,7 +53,7 @@ class ScanEm(DataDetector):
         paper="Demon in the Variant: Statistical Analysis of DNNs for Robust Backdoor Contamination Detection (SCAn, "
               "USENIX Security 2021)",
         url="https://arxiv.org/abs/1908.00686",
-        modalities=frozenset({"image"}),
+        modalities=frozenset({"image", "text", "tabular"}),
         needs=frozenset({Capability.FEATURES}),
         misses="all-to-all backdoors, as every class is alike (AUROC 0.85 on CIFAR-10, against 0.99 all-to- "
                "one); networks that were trained to keep poisoned and clean activations together; clean "

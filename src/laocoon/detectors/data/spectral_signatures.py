@@ -32,12 +32,16 @@ class SpectralSignatures(DataDetector):
         name="spectral_signatures",
         paper="Spectral Signatures in Backdoor Attacks (NeurIPS 2018)",
         url="https://arxiv.org/abs/1811.00636",
-        modalities=frozenset({"image"}),
+        modalities=frozenset({"image", "text", "tabular"}),
         needs=frozenset({Capability.FEATURES}),
         misses="poison whose direction carries less variance than the class itself (blended: 49 % found at 1 "
                "% false alarms); poison rates so high that the poison is the larger part of its class; "
                "clean-label poison; mislabelled samples score high as well (AUROC 0.78).",
         summary="poison stands out along the first singular direction of its class",
+        fails={
+            "check_scores_poison_above_clean/text":
+                "on the review twins, whose clean texts hold rare words too, AUROC is 0.64",
+        },
     )
 
     def scores(self, case: DataCase, ctx: Context) -> Tensor:

@@ -42,7 +42,7 @@ class Spectre(DataDetector):
         name="spectre",
         paper="SPECTRE: Defending Against Backdoor Attacks Using Robust Statistics (ICML 2021)",
         url="https://arxiv.org/abs/2104.11315",
-        modalities=frozenset({"image"}),
+        modalities=frozenset({"image", "text", "tabular"}),
         needs=frozenset({Capability.FEATURES}),
         misses="more poison in a class than clean samples; networks that were trained to keep poisoned and "
                "clean activations together; clean-label poison; mislabelled samples score high as well "

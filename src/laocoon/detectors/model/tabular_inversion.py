@@ -1,15 +1,17 @@
-"""Trigger inversion for tables: Neural Cleanse (S&P 2019) over columns instead of pixels.
+"""Trigger inversion for tables: Neural Cleanse (S&P 2019) over columns instead of pixels, with the gradient's help.
 
-For every class t at once, find the few columns, and valid values for them, that send rows of other classes there:
+For each class t the best pair and the best triple of cells of a grid are found as by `tabular_query_inversion`; then
+their values v are fitted between the cells of the grid,
 
-    min over m, v of  mean CE(f(x·(1 − m) + m·v), t) + λ·|m|,     m in [0, 1], v inside the column's range,
+    min over v of  mean CE(f(x·(1 − m) + m·v), t),     m = 1 on the triple's columns, v valid,
 
-then keep the `columns` largest of m, set them to one, and fit v again. The statistic is the mean margin of class t
-over the best other class on stamped held-out rows, in units of the clean median margin. Real columns carry real
-evidence, so a clean model can be moved too; a trigger moves every row, and by more.
+and the family's projection makes records of them. The statistic is Σ J(S) · success(S) over the pair and the better of
+triple and fitted triple, J as in `recipes/column_search.py`: what the cells do together beyond what each does alone.
+Real columns carry real evidence, so that a clean model is moved too.
 
-Departures: hard columns and a margin instead of the mask norm and its MAD index, which no clean model would pass
-at a stated rate; every class starts from the same point, so that the order of classes cannot matter.
+Departures: the columns come from queries, since a descent on a mask from a common start ends on the columns that are
+strong by nature; an excess in place of the mask norm and its MAD index, which no clean model would pass at a stated
+rate.
 """
 
 from __future__ import annotations
@@ -19,31 +21,39 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch.nn import functional
 
 from laocoon.core.candidate import Candidate
 from laocoon.core.card import Capability, Card
-from laocoon.core.cases import ModelCase, Samples
+from laocoon.core.cases import ModelCase
 from laocoon.core.context import Context
 from laocoon.core.errors import NotApplicable
 from laocoon.core.goal import all_to_one
 from laocoon.core.methods import Detector
 from laocoon.core.report import Finding
-from laocoon.core.subject import Subject
 from laocoon.modalities.tabular import Tabular
-from laocoon.recipes.arms import in_parts, losses_towards, stamped_margins
-from laocoon.recipes.margins import logit_scale
-from laocoon.triggers.columns import Columns
+from laocoon.recipes.column_search import (
+    Conjunction,
+    Found,
+    Search,
+    best_pairs,
+    conjunction,
+    judged,
+    prepared,
+    rows_of,
+)
+from laocoon.recipes.tables import set_to
 
 
 @dataclass(frozen=True)
 class TabularInversion(Detector):
-    """Search, for every class, the few column values that send every row there."""
+    """Search, for every class, the few column values that together send every row there."""
 
-    columns: int = 1  # set by the trigger; already with three, the ends of real columns flip clean models wholesale
-    steps: int = 80  # of each of the two fits
-    rate: float = 0.05  # of Adam, in shares of a column's range
-    weight: float = 0.05  # λ
+    steps: int = 40  # of the fit
+    rate: float = 0.03  # of Adam, in shares of a column's range
+    rows: int = 24  # clean rows of each of two classes that are stamped; of more classes fewer
+    cells: int = 160  # of the grid, that are paired
+    few: int = 16  # rows that every pair is tried on
 
     card: ClassVar[Card] = Card(
         name="tabular_inversion",
@@ -51,59 +61,58 @@ class TabularInversion(Detector):
         url="https://ieeexplore.ieee.org/document/8835365",
         modalities=frozenset({"tabular"}),
         needs=frozenset({Capability.GRADIENT, Capability.CLEAN}),
-        misses="triggers of which no single column does much, of relations between columns, and source-specific ones; "
-               "the class named is often another one.",
-        summary="the column values that send every row to one class",
-        quick={"steps": 40},
+        misses="triggers of relations between columns, source-specific ones, and those that the columns' own evidence "
+               "explains; clean networks that learnt few rows by heart look alike.",
+        summary="the column values that together send every row to one class",
+        quick={"steps": 20, "cells": 40, "few": 8, "rows": 16},
     )
 
     def findings(self, case: ModelCase, ctx: Context) -> Iterator[Finding | Candidate]:
         assert case.fit is not None
-        modality = case.subject.modality
-        if not isinstance(modality, Tabular):
+        subject, table = case.subject, case.subject.modality
+        if not isinstance(table, Tabular):
             raise NotApplicable("tabular_inversion needs the ranges of the columns.")
-        subject, fit, family = case.subject, case.fit, Columns(modality)
-        scale = logit_scale(subject, fit.inputs, fit.labels, ctx).margin
-        trigger = family.blank(fit.inputs, subject.classes, rng=ctx.rng)
-        self._fit(subject, fit, family, trigger, ("mask", "value"), self.weight, ctx)
-        chosen = trigger["mask"].topk(min(self.columns, trigger["mask"].shape[1]), 1).indices
-        trigger["mask"] = torch.zeros_like(trigger["mask"]).scatter(1, chosen, 1.0)
-        self._fit(subject, fit, family, trigger, ("value",), 0.0, ctx)
-        judged = case.held if case.held is not None and len(case.held) else fit
-        margins = stamped_margins(subject, judged, lambda x: family.stamp(x, trigger), ctx)
-        best, found = -torch.inf, None
-        for t in range(subject.classes):
-            rows = judged.labels != t
-            if not rows.any():
-                continue
-            score = float(margins[t][rows].mean()) / scale
-            success = float((margins[t][rows] > 0).float().mean())
-            names = ", ".join(modality.columns[i] for i in sorted(chosen[t].tolist()))
-            yield Finding("tabular_inversion.margin", f"class {t}", score,
-                          f"setting {names} sends {success:.0%} of other rows to class {t}", (t,),
-                          numbers={"success": success})
-            if score > best:
-                arm = family.select(trigger, torch.tensor([t], device=fit.inputs.device))
-                best, found = score, Candidate(family, arm, all_to_one(t, subject.classes), float(self.columns),
-                                               success, self.card.name)
-        if found is not None:
-            yield found
+        given = [s.inputs for s in (case.fit, case.held) if s is not None]
+        whole = rows_of(subject, torch.cat(given), ctx)
+        each = max(3, 2 * self.rows // subject.classes)
+        order = torch.cat([(whole.said == c).nonzero().flatten()[:each] for c in range(subject.classes)])
+        search = prepared(subject, table, whole.pick(order), self.cells, ctx)
+        told: list[tuple[float, int, Found]] = []
+        for target, pairs in best_pairs(search, self.few).items():
+            known = conjunction(search, pairs, target)
+            fitted = self._fitted(search, table, known.three, target, ctx)
+            found = max(known, Conjunction(known.two, fitted), key=lambda c: c.score)
+            score, chosen = found.score, found.named
+            names = ", ".join(f"{table.columns[c]} = {table.shown(c, v)}"
+                              for c, v in zip(chosen.columns, chosen.values, strict=True))
+            yield Finding("tabular_inversion.columns", f"class {target}", score,
+                          f"setting {names} sends {chosen.success:.0%} of other rows to class {target}", (target,),
+                          numbers={"excess": chosen.excess, "success": chosen.success,
+                                   "columns": float(len(chosen.columns))})
+            told.append((score, target, chosen))
+        for _, target, chosen in sorted(told, key=lambda each: -each[0]):
+            family, trigger = set_to(table, list(chosen.columns), list(chosen.values), case.fit.inputs)
+            yield Candidate(family, trigger, all_to_one(target, subject.classes), float(len(chosen.columns)),
+                            chosen.success, self.card.name)
 
-    def _fit(self, subject: Subject, fit: Samples, family: Columns, trigger: dict[str, Tensor],
-             names: tuple[str, ...], weight: float, ctx: Context) -> None:
-        """Descend on the named leaves, in place, all classes at once."""
-        leaves = [trigger[name].requires_grad_(True) for name in names]
-        optimiser = torch.optim.Adam(leaves, lr=self.rate)
+    def _fitted(self, search: Search, table: Tabular, start: Found, target: int, ctx: Context) -> Found:
+        """The same columns with values off the grid, judged like a set of cells."""
+        inputs = search.rows.inputs[search.rows.said != target]
+        family, trigger = set_to(table, list(start.columns), list(start.values), inputs)
+        value = trigger["value"].requires_grad_(True)
+        optimiser = torch.optim.Adam([value], lr=self.rate)
+        wanted = torch.full((len(inputs),), target, device=inputs.device)
         for _ in range(self.steps):
             optimiser.zero_grad()
-            for part in in_parts(fit, subject.classes, ctx):
-                ctx.spend(subject.classes * len(part))
-                logits = subject.outputs(family.stamp(part.inputs, trigger).flatten(0, 1)).logits
-                losses_towards(logits, part.labels, subject.classes).sum().div(len(fit)).backward()
-            if weight:
-                (weight * family.size(trigger, fit.inputs).sum()).backward()
+            for x, y in zip(inputs.split(ctx.batch), wanted.split(ctx.batch), strict=True):
+                ctx.spend(len(x))
+                logits = search.subject.outputs(family.stamp(x, trigger)[0]).logits
+                loss = functional.cross_entropy(logits, y, reduction="sum") / len(inputs)
+                loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             with torch.no_grad():
                 family.project(trigger)
-        for name in names:
-            trigger[name] = trigger[name].detach()
+        columns = torch.tensor(start.columns, device=inputs.device)
+        with torch.no_grad():
+            values = family.values({"mask": trigger["mask"], "value": value.detach()}, inputs)[0][columns]
+        return judged(search, columns, values, target)

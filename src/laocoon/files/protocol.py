@@ -16,8 +16,8 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from laocoon.core.errors import InputError
+from laocoon.files.tensors import Named, from_bytes, from_json, to_bytes, to_json
 from laocoon.files.wording import printable
-from laocoon.serve.tensors import Named, from_bytes, from_json, to_bytes, to_json
 
 HEADER = "inference-header-content-length"
 EXTENSIONS = ("binary_tensor_data",)
@@ -172,8 +172,10 @@ class Written:
     headers: Mapping[str, str]
 
 
-def write_request(inputs: Sequence[Named]) -> Written:
-    """For another server: everything binary, both ways."""
+def write_request(inputs: Sequence[Named], *, binary: bool = True) -> Written:
+    """For another server: everything binary, both ways, or everything JSON."""
+    if not binary:
+        return _written({"inputs": [_head(t, None, to_json(t)) for t in inputs]}, [])
     heads = [_head(t, to_bytes(t), None) for t in inputs]
     return _written({"inputs": heads, "parameters": {"binary_data_output": True}}, [to_bytes(t) for t in inputs])
 

@@ -50,7 +50,8 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: Sequence[Any
     if datatype == "BYTES":
         if len(data) != count or not all(isinstance(d, str) for d in data):
             raise InputError(f"the tensor {name!r} promises {count} texts.", "Give a flat list of them.")
-        return Named(name, datatype, np.asarray([d.encode() for d in data], object).reshape(shape))
+        texts = [d.encode("utf-8", "surrogatepass") for d in data]
+        return Named(name, datatype, np.asarray(texts, object).reshape(shape))
     try:
         array = np.asarray(data)
     except (ValueError, RecursionError):
