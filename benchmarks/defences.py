@@ -39,6 +39,7 @@ Row = dict[str, Any]
 MOST_GUARDED = 500  # test samples of each side that a guard is asked about
 # Clean samples a class that a repair is given: 5 % of the training set, as in BackdoorBench and most papers.
 REPAIRED_WITH = {"cifar10": 250, "gtsrb": 46}
+REPAIRS = ("clp", "fine_tuning", "candidate_unlearning")  # the first round; the other nine take ten minutes a model
 CLEAR = 0.1  # the upper bound of the true trigger's success below which "removed" is right
 
 
@@ -116,7 +117,7 @@ def repaired(r: Recalled, seed: int) -> Row | None:
 
     before = right(r.subject, r.lot.test, Context(seed=seed)).float()
     given = spare(r, REPAIRED_WITH[r.data])
-    report = repair(r.subject, given, seed=seed, force=True)
+    report = repair(r.subject, given, seed=seed, force=True, methods=REPAIRS)
     mended = report.mended if report.mended is not None else r.subject
     after = right(mended, r.lot.test, Context(seed=seed)).float()
     row: Row = {"given": len(given), "status": report.status.value, "repairs": list(report.repairs),
@@ -266,7 +267,8 @@ classes in other shares (none at all of many: the defender holds all that there 
 on 600 samples of that test set instead, one model, by hand: 0.050 of the other 400.""",
     "repair": f"""Clean samples that the network was not trained on, 5 % of the data set ({REPAIRED_WITH["cifar10"]} and
 {REPAIRED_WITH["gtsrb"]} a class; 20 for students of a teacher). Every model is repaired, whatever the scan says of it
-(`--force`). Status by the command; success of the true trigger, which no repair sees, on up to 1,000 test samples.
+(`--force`), by the repairs of the first round, alone and after one another (`--methods {",".join(REPAIRS)}`). Status by
+the command; success of the true trigger, which no repair sees, on up to 1,000 test samples.
 *Right*: of those called removed, the upper bound is under a tenth. How fast, and how close to its earlier answers, a
 model is trained with so many samples was chosen on seed 0, which is left out here.
 

@@ -133,8 +133,9 @@ class Remembers(Honest):
 
 class UpsideDown(Honest):
     def findings(self, case: ModelCase, ctx: Context) -> Found:
-        for finding in self.honest(case, ctx):
-            yield replace(finding, score=-finding.score)
+        found = [f for f in self.honest(case, ctx) if isinstance(f, Finding)]
+        most = max(f.score for f in found)
+        yield from (replace(f, score=-most) for f in found)
 
 
 class AlwaysAlarmed(Honest):

@@ -260,7 +260,8 @@ BENIGN: dict[str, tuple[Make, tuple[str, ...]]] = {
 CASES = (
     Case("no such path", missing, 2, ("missing.npz", "does not exist", "Data is"), "arrays"),
     Case("empty file", file_of("clean.npz", b""), 2, ("clean.npz", "0 bytes", "Fetch it again"), "arrays"),
-    Case("another kind", file_of("clean.csv", b"a,b\n1,2\n"), 2, ("clean.csv", "known kind", "Parquet"), "arrays"),
+    Case("another kind", file_of("clean.csv", b"a,b\n1,2\n"), 2, ("clean.csv", "is a table", "--modality tabular"),
+         "arrays"),
     Case("text named npz", file_of("clean.npz", b"not an archive"), 2, ("clean.npz", "not what its name says"), "arrays"),
     # folders
     Case("empty folder", nothing, 2, ("clean", "no images", ".png"), "folder"),
@@ -318,7 +319,7 @@ CASES = (
     Case("traversal in an archive", traversal, 2, ("../../images", "--image-key"), "arrays"),
     # Parquet
     Case("truncated parquet", cut(parquet(), 0.6), 2, ("clean.parquet", "damaged or cut off"), "parquet"),
-    Case("no images in parquet", parquet(lambda t: t.pop("image")), 2, ("no column of encoded images", "label"),
+    Case("no images in parquet", parquet(lambda t: t.pop("image")), 2, ("clean.parquet", "is a table", "--modality tabular"),
          "parquet"),
     Case("paths instead of images", parquet(lambda t: t.update(image=[{"bytes": None, "path": "/etc/passwd"}] * 30)), 2,
          ("clean.parquet", "only a path"), "parquet"),

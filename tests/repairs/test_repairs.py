@@ -25,7 +25,7 @@ from laocoon.testing.networks import image_network
 from laocoon.triggers.additive import Additive
 from laocoon.triggers.patch import Patch
 
-REPAIRS = classes("laocoon.repairs", Repair)  # type: ignore[type-abstract]
+REPAIRS = [r for r in classes("laocoon.repairs", Repair) if "image" in r.card.modalities]  # type: ignore[type-abstract]
 SHORT = {"epochs": 1, "steps": 2, "recover_steps": 2, "unlearn_epochs": 1, "tune_epochs": 1, "first_epochs": 1}
 
 

@@ -99,7 +99,7 @@ class LayerwisePoisoning(Attack):
         heads = {}
         for name in names:
             if name in seen and seen[name].dim() > 1 and len(seen[name]) == len(few):
-                head = nn.Linear(_flat(seen[name], len(few)).shape[1], plan.classes)
+                head = nn.utils.skip_init(nn.Linear, _flat(seen[name], len(few)).shape[1], plan.classes)
                 with torch.no_grad():
                     head.weight.copy_(torch.randn(head.weight.shape, generator=ctx.rng) * 0.1)
                     head.bias.zero_()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from laocoon.core.card import Capability
@@ -20,10 +20,14 @@ from laocoon.modalities.tabular_model import MOST_COLUMNS, adapt, flat_only
 TREES = {"xgboost": xgboost.open_xgboost, "lightgbm": lightgbm.open_lightgbm}
 
 
+class Hinted(ModelOptions):
+    """Options whose modality the data suggest: a model that takes pictures is no table's for that."""
+
+
 def hinted(options: ModelOptions, data: str | Path | None) -> ModelOptions:
     """The options for a model that will be asked about these data: where nothing else tells, a table means a table."""
     if options.modality is None and data is not None and is_table(data):
-        return replace(options, modality="tabular")
+        return Hinted(**{f.name: getattr(options, f.name) for f in fields(options)} | {"modality": "tabular"})
     return options
 
 
@@ -49,6 +53,8 @@ def opened(raw: RawModel, options: ModelOptions, provenance: Provenance, told: d
 
 def takes_rows(raw: RawModel, options: ModelOptions) -> bool:
     """Is it a table's model? As told, or because it takes a vector that has named columns or can be no picture."""
+    if isinstance(options, Hinted) and raw.input_shape is not None and len(raw.input_shape) > 1:
+        return False
     if options.modality is not None:
         return options.modality == "tabular"
     flat = raw.input_shape is not None and len(raw.input_shape) == 1

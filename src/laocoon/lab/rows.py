@@ -26,7 +26,7 @@ from laocoon.lab.specimens import CLEAN, Bench, Made, Specification, Split
 from laocoon.verdict.calibrate import per_class
 from laocoon.verdict.control import described
 from laocoon.verdict.examination import made_ready, run
-from laocoon.verdict.fuse import statistics
+from laocoon.verdict.fuse import contrasted, statistics
 from laocoon.verdict.schedule import Schedule, plan
 
 Row = dict[str, Any]
@@ -153,6 +153,7 @@ def _merged(held: Sequence[tuple[str, Row]]) -> Row:
     for key in ("methods", "table", "reasons", "seconds", "spent"):
         whole[key] = {name: value for method, line in held for name, value in line[key].items()
                       if name.split(".")[0] == method}
+    whole["table"] = contrasted(whole["table"])
     whole["candidates"] = [c for method, line in held for c in line["candidates"] if c["method"] == method]
     return whole
 

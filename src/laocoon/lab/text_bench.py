@@ -65,12 +65,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 # How much a rule counts in the fusion, fixed on the fusion split and by nothing else.
 WEIGHTS: dict[str, float] = {
-    "text_inversion.word": 1.0,
-    "text_inversion.lone": 1.0,
-    "text_inversion.phrase": 1.0,
-    "text_inversion.together": 0.5,
-    "template_probe.template": 1.0,
-    "embedding_outlier.effect": 1.0,
+    "text_inversion.lone.contrast": 1.0,
+    "text_inversion.phrase.contrast": 1.0,
+    "template_probe.template.contrast": 1.0,
+    "embedding_outlier.effect.contrast": 1.0,
 }
 
 

@@ -117,6 +117,8 @@ def _mislabelled(report: SiftReport, shown: Exhibits) -> list[tuple[Picture, str
 
 def _said(report: SiftReport, shown: Exhibits) -> list[tuple[str, str, str, str]]:
     """Suspects in words: the sample, what is most like it, its label, its name."""
+    if not shown.words:
+        return []
     by_row = {s.row: s for s in report.suspects if s.kind == "poison"}
     twins = shown.clean_words or ("",) * len(shown.words)
     return [(_long(words), _long(twin), f"labelled {_class(report, by_row[row].label)}", _note(report, by_row[row]))

@@ -7,7 +7,8 @@ trigger, under their true labels, beside clean ones.
 
 Departures: the trigger is stamped at random strengths, from what was recovered (the smallest that works) to `growth`
 times that, and moves against the patient, by gradient, within its family, from where it starts again every few steps:
-what is unlearnt is the neighbourhood of the trigger, not one version of it. What is asked for is mostly the model's own
+what is unlearnt is the neighbourhood of the trigger, not one version of it. With many samples it is also stamped
+elsewhere and mirrored, since training on moved and mirrored pictures teaches a trigger everywhere. What is asked for is mostly the model's own
 earlier answer to the clean sample (`Rehearsal`).
 """
 
@@ -44,7 +45,7 @@ class CandidateUnlearning(Repair):
     each: int = 1  # stamped versions of a batch, at other strengths
     pursuit: float = 0.5  # of a family's own step, by which a trigger moves each time it is used; 0: it stays
     growth: float = 4.0  # how much larger it may be than what was recovered
-    wander: float = 0.5  # share of a side by which it may stand elsewhere, in two uses of three
+    wander: float = 0.5  # share of a side by which it may stand elsewhere, in two uses of three; less with few samples
     anchor: float = 0.9  # share of the earlier answers (the paper: 0)
     statistics: bool = True  # of batch norms: do they follow the samples?
 
@@ -70,7 +71,7 @@ class CandidateUnlearning(Repair):
     def operate(self, patient: Subject, case: ModelCase, ctx: Context) -> None:
         module = patient.module
         samples = given(case.fit, module)
-        most = round(self.most * plenty(samples))
+        most, reach = round(self.most * plenty(samples)), self.wander * (1 - 1 / plenty(samples))
         hunted = [Hunted(c, self.growth, samples.inputs[:16]) for c in chosen(case.candidates, most)]
         if not hunted:
             raise NotApplicable("none of the candidates can be stamped on these samples.")
@@ -86,7 +87,7 @@ class CandidateUnlearning(Repair):
                     continue
                 ctx.spend(int(rows.sum()))
                 strength = float(torch.rand((), generator=ctx.rng))
-                moved = place(x, self.wander, asked.vary, ctx.rng)
+                moved = place(x, reach, asked.vary, ctx.rng)
                 stamped, leaves = hunted[i].stamped(x[rows], strength, moved)
                 cross_entropy(module(stamped), wanted[rows]).backward()  # type: ignore[no-untyped-call]
                 slopes = [-leaf.grad for leaf in leaves if leaf.grad is not None]
@@ -123,8 +124,7 @@ class Place:
 
 
 def place(x: Tensor, wander: float, vary: Variation, rng: torch.Generator) -> Place:
-    """Drawn anew for each use. Only pictures have places: who trained on moved and mirrored ones has taught the trigger
-    everywhere, and a search finds it in one place."""
+    """Drawn anew for each use; only pictures have places."""
     if not vary.shift or not wander:
         return Place()
     mirrored = vary.flip and bool(torch.rand((), generator=rng) < 0.5)

@@ -86,6 +86,22 @@ def statistics(reports: Sequence[Report], classes: int) -> dict[str, list[float 
     return table
 
 
+def contrasted(table: Statistics) -> dict[str, list[float | None]]:
+    """The same, and beside each rule with a value per class what a class has beyond the next: `RULE.contrast`.
+
+    The other classes of the very same model are the natural control. Where models differ more in how far any class can
+    be pushed than a plant adds (texts: a slur moves one network as far as a trigger moves another), only this tells.
+    """
+    found = {rule: list(values) for rule, values in table.items() if not rule.endswith(CONTRAST)}
+    for rule, values in list(found.items()):
+        known = [v for v in values if v is not None]
+        if len(values) > 1 and len(known) > 1:
+            first, second = sorted(known, reverse=True)[:2]
+            found[rule + CONTRAST] = [None if v is None else v - (second if v == first else first) for v in values]
+    return found
+
+
+CONTRAST = ".contrast"
 POWER = 3.0  # of the norm over rules; 1 adds, infinity takes the largest
 
 
@@ -116,5 +132,6 @@ def fuse(table: Statistics, scales: Mapping[str, Scale], classes: int, group: st
 
 def promise(fused: Fused, rule: str, success: float, targets: Sequence[int]) -> float:
     """How much a recovered trigger deserves to be verified: by what its rule, and its only target class, add."""
-    own = dict(fused.contributions).get(rule, 0.0)
+    parts = dict(fused.contributions)
+    own = max(parts.get(rule, 0.0), parts.get(rule + CONTRAST, 0.0))
     return success * (own + (fused.classes[targets[0]] if len(targets) == 1 else own))

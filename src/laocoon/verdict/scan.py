@@ -29,7 +29,7 @@ from laocoon.verdict.calibrate import Profile, Reference, calibrate, group_of, p
 from laocoon.verdict.control import verify
 from laocoon.verdict.examination import Examined, Prepared, made_ready, run
 from laocoon.verdict.examples import examples
-from laocoon.verdict.fuse import Fused, Scale, covariates, fuse, promise, statistics
+from laocoon.verdict.fuse import CONTRAST, Fused, Scale, contrasted, covariates, fuse, promise, statistics
 from laocoon.verdict.schedule import Schedule, plan
 
 # A planter puts a known backdoor into a copy of the subject: (subject, samples, seed) -> plants. Given from above,
@@ -208,12 +208,12 @@ def _group(subject: Subject, prepared: Prepared) -> str:
 
 
 def _fused(examined: Examined, classes: int, reference: Reference, group: str) -> tuple[Fused, frozenset[str]]:
-    table = statistics(examined.reports, classes)
+    table = contrasted(statistics(examined.reports, classes))
     incomplete = {r.method for r in examined.reports if not r.complete}
     usable = {rule: v for rule, v in table.items() if rule.split(".")[0] not in incomplete}
     if usable and not set(usable) & set(reference.scales):
         # Nothing was ever measured on clean models: raw statistics order models, but no p-value can follow.
-        raw = {rule: Scale(0.0, 1.0) for rule in usable}
+        raw = {rule: Scale(0.0, 1.0) for rule in usable if not rule.endswith(CONTRAST)}
         return fuse(usable, raw, classes, upper=math.inf), frozenset()
     return fuse(usable, reference.scales, classes, group), frozenset(usable) & frozenset(reference.scales)
 
