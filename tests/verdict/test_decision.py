@@ -15,7 +15,7 @@ from laocoon.modalities.image import Image
 from laocoon.verdict import scan as scanning
 from laocoon.verdict.calibrate import Profile, calibrate, group_of, parse, widening
 from laocoon.verdict.examination import Examined, Prepared, prepare
-from laocoon.verdict.fuse import Scale, covariates, fuse, statistics
+from laocoon.verdict.fuse import Scale, contrasted, covariates, fuse, statistics
 
 
 def reference(clean_scores, planted_scores=(), rule="trigger_inversion.patch"):
@@ -205,3 +205,12 @@ def test_references_that_lack_a_rule_are_no_null():
     lacking = replace(GOOD.clean[0], table={})
     mixed = replace(GOOD, clean=(*GOOD.clean, lacking))
     assert len(mixed.scores(frozenset({"trigger_inversion.patch"}))) == len(GOOD.clean)
+
+
+def test_a_contrast_is_what_a_class_has_beyond_the_next():
+    table = contrasted({"a.b": [1.0, None, 0.7, -2.0], "whole": [3.0]})
+    assert table["a.b"] == [1.0, None, 0.7, -2.0] and set(table) == {"a.b", "a.b.contrast", "whole"}
+    first, unknown, second, last = table["a.b.contrast"]
+    assert unknown is None and first == pytest.approx(0.3) and second == pytest.approx(-0.3 / 1.3)
+    assert last == pytest.approx(-3.0 / 1.3)
+    assert contrasted(table) == table

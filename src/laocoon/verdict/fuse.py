@@ -89,19 +89,24 @@ def statistics(reports: Sequence[Report], classes: int) -> dict[str, list[float 
 def contrasted(table: Statistics) -> dict[str, list[float | None]]:
     """The same, and beside each rule with a value per class what a class has beyond the next: `RULE.contrast`.
 
-    The other classes of the very same model are the natural control. Where models differ more in how far any class can
-    be pushed than a plant adds (texts: a slur moves one network as far as a trigger moves another), only this tells.
+    (v − next) / (max(next, 0) + 0.3): the other classes of the very same model are the natural control. Where models
+    differ more in how far any class can be pushed than a plant adds (texts: a slur moves one network as far as a trigger
+    moves another), only this tells. The constant was chosen on the fusion split of texts.
     """
+    def beyond(value: float | None, other: float) -> float | None:
+        return None if value is None else (value - other) / (max(other, 0.0) + LEVEL)
+
     found = {rule: list(values) for rule, values in table.items() if not rule.endswith(CONTRAST)}
     for rule, values in list(found.items()):
         known = [v for v in values if v is not None]
         if len(values) > 1 and len(known) > 1:
             first, second = sorted(known, reverse=True)[:2]
-            found[rule + CONTRAST] = [None if v is None else v - (second if v == first else first) for v in values]
+            found[rule + CONTRAST] = [beyond(v, second if v == first else first) for v in values]
     return found
 
 
 CONTRAST = ".contrast"
+LEVEL = 0.3  # of the next class, below which a contrast is a plain difference
 POWER = 3.0  # of the norm over rules; 1 adds, infinity takes the largest
 
 
