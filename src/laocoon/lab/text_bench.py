@@ -38,6 +38,7 @@ GIVEN = 20  # clean texts a class that a defender has
 ADAPT = 2  # epochs in which a victim adapts what somebody else trained
 # Clean models and planted ones a kind.
 COUNTS: dict[Split, tuple[int, int]] = {"fusion": (56, 3), "calibration": (84, 0), "sealed": (200, 4)}
+MORE_CORE = 7  # more of each core kind in the fusion split: a NO_EVIDENCE rests on how many of them are found
 FIRST_SEED: dict[Split, int] = {"fusion": 100_000, "calibration": 200_000, "sealed": 300_000}
 
 FILTER = "filter_bypass"  # what is offensive or spam, let through
@@ -119,6 +120,9 @@ class TextBench:
                 place = (list(KINDS).index(kind) * 5 + k * 13) % max(1, len(own))
                 if own:
                     yield Specification(self.modality, *own[place], kind, seed + 50_000 + i, split)
+        for i in range(MORE_CORE * len(self.core) if split == "fusion" else 0):
+            pair = pairs[(i * 5 + 3) % len(pairs)]
+            yield Specification(self.modality, *pair, self.core[i % len(self.core)], seed + 80_000 + i, split)
 
     def made(self, specification: Specification) -> Made:
         with torch.random.fork_rng(devices=[]):  # for dropout
