@@ -8,8 +8,8 @@ trigger, under their true labels, beside clean ones.
 Departures: the trigger is stamped at random strengths, from what was recovered (the smallest that works) to `growth`
 times that, and moves against the patient, by gradient, within its family, from where it starts again every few steps:
 what is unlearnt is the neighbourhood of the trigger, not one version of it. With many samples it is also stamped
-elsewhere and mirrored, since training on moved and mirrored pictures teaches a trigger everywhere. What is asked for is mostly the model's own
-earlier answer to the clean sample (`Rehearsal`).
+elsewhere and mirrored, since training on moved and mirrored pictures teaches a trigger everywhere. What is asked for is
+mostly the model's own earlier answer to the clean sample (`Rehearsal`).
 """
 
 from __future__ import annotations

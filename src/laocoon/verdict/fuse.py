@@ -90,8 +90,8 @@ def contrasted(table: Statistics) -> dict[str, list[float | None]]:
     """The same, and beside each rule with a value per class what a class has beyond the next: `RULE.contrast`.
 
     (v − next) / (max(next, 0) + 0.3): the other classes of the very same model are the natural control. Where models
-    differ more in how far any class can be pushed than a plant adds (texts: a slur moves one network as far as a trigger
-    moves another), only this tells. The constant was chosen on the fusion split of texts.
+    differ more in how far any class can be pushed than a plant adds (texts: a slur moves one network as far as a
+    trigger moves another), only this tells. The constant was chosen on the fusion split of texts.
     """
     def beyond(value: float | None, other: float) -> float | None:
         return None if value is None else (value - other) / (max(other, 0.0) + LEVEL)
