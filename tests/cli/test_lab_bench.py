@@ -21,6 +21,7 @@ def test_help(laocoon):
 def test_rows_are_measured_resumed_fitted_and_tabled(laocoon, monkeypatch):
     monkeypatch.setattr(text_bench, "COUNTS", {"fusion": (8, 0), "calibration": (2, 0), "sealed": (1, 1)})
     monkeypatch.setattr(text_bench, "KINDS", {"phrase": text_bench.KINDS["phrase"]})
+    monkeypatch.setattr(text_bench, "MORE_CORE", 0)
     monkeypatch.setattr(text_bench, "NETWORKS", {"bag": text_bench.NETWORKS["bag"]})
     monkeypatch.setattr(text_bench, "TRAIN", 300)
     monkeypatch.setattr(text_bench, "WEIGHTS", {"embedding_outlier.effect": 1.0})
