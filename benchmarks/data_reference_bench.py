@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from laocoon.core.errors import InputError
 from laocoon.lab.benches import bench
 from laocoon.lab.data_reference import build, measure_made, table
 from laocoon.lab.specimens import CLEAN, Bench, Specification
@@ -45,8 +46,12 @@ def wanted(found: Bench, split: str) -> Iterator[Specification]:
 
 
 def measured(found: Bench, specification: Specification) -> Row | None:
+    """None: the poison could not be planted, or `sift` refuses the set (too small to tell a tail from chance)."""
     start = time.process_time()
-    row = measure_made(found.made(specification))
+    try:
+        row = measure_made(found.made(specification))
+    except InputError:
+        return None
     if row is None:
         return None
     told = asdict(row)

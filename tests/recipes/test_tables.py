@@ -12,7 +12,8 @@ from laocoon.core.context import Context
 from laocoon.core.errors import NotApplicable
 from laocoon.core.subject import Subject
 from laocoon.modalities.tabular import CATEGORY, INTEGER, NUMERIC, Tabular
-from laocoon.recipes.column_search import CAP, FAVOUR, best_pairs, best_set, exchanged, extended, prepared, rows_of
+from laocoon.recipes.cells import CAP, FAVOUR, best_single, codes, prepared, rows_of
+from laocoon.recipes.column_search import best_pairs, best_set, exchanged, extended
 from laocoon.recipes.tables import encoder, forest_importance, frequencies, items, mode, set_to, table_of, touchable
 
 
@@ -108,7 +109,7 @@ def searched() -> tuple[Subject, Tabular, Context, Tensor]:
 
 def test_the_search_finds_a_conjunction_and_no_strong_column() -> None:
     subject, table, ctx, inputs = searched()
-    search = prepared(subject, table, rows_of(subject, inputs, ctx), 40, ctx)
+    search = prepared(subject, table, rows_of(subject, inputs, ctx), ctx).strongest(40)
     sets = best_pairs(search, few=16)[1].sets
     pair, found = best_set(search, sets, 1)
     assert found.columns == (1, 2) and found.values[0] >= 25 and found.values[1] == 2
@@ -118,10 +119,29 @@ def test_the_search_finds_a_conjunction_and_no_strong_column() -> None:
     assert ctx.spent > 0
 
 
+class Marked(nn.Module):
+    """Class 1 by the first column, or by one code of the third."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = 2 * x[:, 0] + 8 * (x[:, 2] == 2) - 0.5
+        return torch.stack([-score, score], 1)
+
+
+def test_one_code_that_suffices_is_found() -> None:
+    inputs, table = mixed()
+    rows = rows_of(Subject(Marked(), table, 2, (4,)), inputs[inputs[:, 2] != 2], Context())
+    search = prepared(Subject(Marked(), table, 2, (4,)), table, rows, Context())
+    marks = codes(search, table)
+    assert set(search.cells.columns[marks].tolist()) == {1, 2}  # whole numbers and categories
+    found, other = (best_single(search, target, marks) for target in (1, 0))
+    assert (found.columns, found.values) == ((2,), (2,)) and found.success == 1 and found.excess > 1
+    assert other.excess * other.success < 0.3
+
+
 def test_excess_against_loop() -> None:
     subject, table, ctx, inputs = searched()
     rows = rows_of(subject, inputs, ctx)
-    search = prepared(subject, table, rows, 40, ctx)
+    search = prepared(subject, table, rows, ctx).strongest(40)
     sets = torch.tensor([[0, len(search.cells) - 1], [2, 8]])
     excess, success, control = search.excess(sets, 1)
     others = (rows.said != 1).nonzero().flatten().tolist()
@@ -152,4 +172,4 @@ def test_nothing_to_set_is_said() -> None:
     subject, table, ctx, inputs = searched()
     rows = rows_of(subject, inputs, ctx)
     with pytest.raises(NotApplicable):
-        prepared(subject, table.untouched(("a", "b", "c")), rows, 40, ctx)
+        prepared(subject, table.untouched(("a", "b", "c")), rows, ctx)

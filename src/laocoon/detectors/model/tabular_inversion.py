@@ -32,16 +32,8 @@ from laocoon.core.goal import all_to_one
 from laocoon.core.methods import Detector
 from laocoon.core.report import Finding
 from laocoon.modalities.tabular import Tabular
-from laocoon.recipes.column_search import (
-    Conjunction,
-    Found,
-    Search,
-    best_pairs,
-    conjunction,
-    judged,
-    prepared,
-    rows_of,
-)
+from laocoon.recipes.cells import Found, Search, prepared, rows_of
+from laocoon.recipes.column_search import Conjunction, best_pairs, conjunction, judged
 from laocoon.recipes.tables import set_to
 
 
@@ -76,7 +68,7 @@ class TabularInversion(Detector):
         whole = rows_of(subject, torch.cat(given), ctx)
         each = max(3, 2 * self.rows // subject.classes)
         order = torch.cat([(whole.said == c).nonzero().flatten()[:each] for c in range(subject.classes)])
-        search = prepared(subject, table, whole.pick(order), self.cells, ctx)
+        search = prepared(subject, table, whole.pick(order), ctx).strongest(self.cells)
         told: list[tuple[float, int, Found]] = []
         for target, pairs in best_pairs(search, self.few).items():
             known = conjunction(search, pairs, target)

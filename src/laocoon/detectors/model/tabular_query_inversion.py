@@ -5,9 +5,12 @@ way of B3D (Dong et al., ICCV 2021, arXiv 2103.13127), which needs outputs alone
 record few values worth trying, so that a grid takes the place of B3D's natural evolution strategy.
 
 For each class the statistic is Σ_{k=2,3} J(S_k) · success(S_k) over the best pair and the best triple of cells, J as in
-`recipes/column_search.py`: by how much the cells do more together than one by one, and more than the clean rows let
-one expect. Real columns carry real evidence, and enough of it moves a clean model as well; a conjunction that says
-nothing part by part is learnt from poison only (or from few rows by a network that learns them by heart).
+`recipes/cells.py`: by how much the cells do more together than one by one, and more than the clean rows let one expect.
+Real columns carry real evidence, and enough of it moves a clean model as well; a conjunction that says nothing part by
+part is learnt from poison only (or from few rows by a network that learns them by heart).
+
+Of a trigger of rare codes a victim often learns one code alone, and no conjunction. So J · success of the best single
+category or whole number is a rule of its own (`cell`); measurements are left out, whose ends move clean models far.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from laocoon.core.goal import all_to_one
 from laocoon.core.methods import Detector
 from laocoon.core.report import Finding
 from laocoon.modalities.tabular import Tabular
-from laocoon.recipes.column_search import Found, best_pairs, conjunction, prepared, rows_of
+from laocoon.recipes.cells import Found, best_single, codes, prepared, rows_of
+from laocoon.recipes.column_search import best_pairs, conjunction
 from laocoon.recipes.tables import set_to
 
 
@@ -44,7 +48,7 @@ class TabularQueryInversion(Detector):
         paper="Black-box Detection of Backdoor Attacks with Limited Information and Data (ICCV 2021)",
         url="https://arxiv.org/abs/2103.13127", modalities=frozenset({"tabular"}),
         needs=frozenset({Capability.QUERY, Capability.CLEAN}),
-        misses="triggers of one column or of more than four; values far from the grid's; triggers that the "
+        misses="triggers of one measured column or of more than four; values far from the grid's; triggers that the "
                "columns' own evidence explains; source-specific backdoors; some 200,000 queries.",
         summary="cells that only together send every row to one class; outputs alone",
         quick={"cells": 48, "few": 8, "rows": 16})
@@ -58,20 +62,31 @@ class TabularQueryInversion(Detector):
         whole = rows_of(subject, torch.cat(given), ctx)
         each = max(3, 2 * self.rows // subject.classes)
         order = torch.cat([(whole.said == c).nonzero().flatten()[:each] for c in range(subject.classes)])
-        search = prepared(subject, table, whole.pick(order), self.cells, ctx)
+        everything = prepared(subject, table, whole.pick(order), ctx)
+        marks, search = codes(everything, table), everything.strongest(self.cells)
         told: list[tuple[float, int, Found]] = []
-        pairs = best_pairs(search, self.few)
-        for target, some in pairs.items():
+        for target, some in best_pairs(search, self.few).items():
             found = conjunction(search, some, target)
-            score, chosen = found.score, found.named
-            names = ", ".join(f"{table.columns[c]} = {table.shown(c, v)}"
-                              for c, v in zip(chosen.columns, chosen.values, strict=True))
-            yield Finding("tabular_query_inversion.columns", f"class {target}", score,
-                          f"{names} send {chosen.success:.0%} of other rows to class {target}; one by one they "
-                          "would not", (target,), numbers={"excess": chosen.excess, "success": chosen.success,
+            chosen = found.named
+            told.append((found.score, target, chosen))
+            yield Finding("tabular_query_inversion.columns", f"class {target}", found.score,
+                          f"{named(table, chosen)} send {chosen.success:.0%} of other rows to class {target}; one by "
+                          "one they would not", (target,), numbers={"excess": chosen.excess, "success": chosen.success,
                                    "columns": float(len(chosen.columns))})
-            told.append((score, target, chosen))
+            if len(marks):
+                one = best_single(everything, target, marks)
+                told.append((one.excess * one.success, target, one))
+                yield Finding("tabular_query_inversion.cell", f"class {target}", one.excess * one.success,
+                              f"{named(table, one)} alone sends {one.success:.0%} of other rows to class {target}; the "
+                              "clean rows do not let one expect it", (target,),
+                              numbers={"excess": one.excess, "success": one.success})
         for _, target, chosen in sorted(told, key=lambda each: -each[0]):
             family, trigger = set_to(table, list(chosen.columns), list(chosen.values), case.fit.inputs)
             yield Candidate(family, trigger, all_to_one(target, subject.classes), float(len(chosen.columns)),
                             chosen.success, self.card.name)
+
+
+def named(table: Tabular, found: Found) -> str:
+    """The cells as a person reads them."""
+    return ", ".join(f"{table.columns[c]} = {table.shown(c, v)}"
+                     for c, v in zip(found.columns, found.values, strict=True))
