@@ -18,7 +18,7 @@ from laocoon.core.report import Verdict
 from laocoon.files.images_source import DataOptions
 from laocoon.files.open import load_model
 from laocoon.files.samples import load_data
-from laocoon.modalities.image import ModelOptions
+from laocoon.modalities.raw import ModelOptions
 from laocoon.verdict.scan import scan
 
 COUNT, CLASSES = 30, 3

@@ -240,7 +240,7 @@ def test_an_encoder_in_a_file(tmp_path: Path) -> None:
     from laocoon.files.open import load_model
     from laocoon.files.samples import load_data
     from laocoon.files.to_onnx import export
-    from laocoon.modalities.image import ModelOptions
+    from laocoon.modalities.raw import ModelOptions
 
     torch.manual_seed(0)
     whole, body = network().eval(), nn.Sequential(*list(network())[:6]).eval()

@@ -12,7 +12,7 @@ from laocoon.files.endpoint_http import VARIABLE
 from laocoon.files.endpoint_options import EndpointOptions
 from laocoon.files.open import load_model
 from laocoon.files.tensors import Named
-from laocoon.modalities.image import ModelOptions
+from laocoon.modalities.raw import ModelOptions
 
 QUICK = EndpointOptions(rate=1e5, timeout=5.0, retries=2)
 

@@ -19,7 +19,8 @@ from laocoon.core.errors import BrokenFile, InputError
 from laocoon.files.graph import ParsedGraph
 from laocoon.files.onnx_graph import GraphModule
 from laocoon.files.open import load_model
-from laocoon.modalities.image import ModelOptions, reinterpreted
+from laocoon.modalities.image import reinterpreted
+from laocoon.modalities.raw import ModelOptions
 
 
 class Small(nn.Module):

@@ -27,7 +27,7 @@ from laocoon.core.subject import Subject
 from laocoon.files import save as saving
 from laocoon.files.open import load_model
 from laocoon.files.save import copy, destined, save
-from laocoon.modalities.image import ModelOptions
+from laocoon.modalities.raw import ModelOptions
 
 DEMO = Path(str(files("laocoon").joinpath("demo", "backdoored.onnx")))
 NOTE = "repaired from sha256 0123"

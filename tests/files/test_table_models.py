@@ -17,7 +17,7 @@ from laocoon.core.card import Capability
 from laocoon.core.errors import BrokenFile, InputError
 from laocoon.files.open import load_model, recognise
 from laocoon.files.to_onnx import export
-from laocoon.modalities.image import ModelOptions
+from laocoon.modalities.raw import ModelOptions
 
 NAMES = ("amount", "age", "rate", "region", "months")
 ROWS = 400

@@ -101,7 +101,7 @@ def _opened(model: str, told: CertifyOptions, values: Mapping[str, Any]) -> Subj
     """What `laocoon train` wrote, or any model that `scan` opens."""
     from laocoon.cli.networks import reopened
     from laocoon.files.open import load_model
-    from laocoon.modalities.image import ModelOptions
+    from laocoon.modalities.raw import ModelOptions
 
     own = reopened(model, told.architecture)
     if own is not None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from laocoon.core.subject import Subject
     from laocoon.files.images_source import DataOptions, Picture, Source
-    from laocoon.modalities.image import ModelOptions
+    from laocoon.modalities.raw import ModelOptions
     from laocoon.serve.engine import Engine
     from laocoon.serve.keys import Keys
     from laocoon.verdict.guard import Guarded, Judgement
@@ -44,7 +44,7 @@ app = typer.Typer(no_args_is_help=True, help="Tell requests that carry a trigger
 
 def _model_options(values: Mapping[str, Any]) -> ModelOptions:
     from laocoon.files.table_models import hinted
-    from laocoon.modalities.image import ModelOptions
+    from laocoon.modalities.raw import ModelOptions
 
     return hinted(ModelOptions(**values_of(MODEL, values)), values.get("data"))
 

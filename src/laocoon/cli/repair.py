@@ -118,7 +118,7 @@ def _repaired(model: str, told: RepairOptions, values: Mapping[str, Any], line: 
         from laocoon.files.samples import load_data
         from laocoon.files.save import destined
         from laocoon.files.table_models import hinted
-        from laocoon.modalities.image import ModelOptions
+        from laocoon.modalities.raw import ModelOptions
         from laocoon.verdict import portfolio, schedule
 
         portfolio.named(told.methods)  # a misspelt method is told before a model is loaded

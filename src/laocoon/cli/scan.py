@@ -107,7 +107,7 @@ def _examined(model: str, told: ScanOptions, values: Mapping[str, Any], outputs:
         from laocoon.files.open import load_model
         from laocoon.files.samples import load_data
         from laocoon.files.table_models import hinted
-        from laocoon.modalities.image import ModelOptions
+        from laocoon.modalities.raw import ModelOptions
         from laocoon.verdict.schedule import plan
 
         plan(told.budget, told.methods)  # a misspelt method is told before a model is loaded

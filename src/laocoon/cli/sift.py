@@ -85,7 +85,7 @@ def _sifted(
     from laocoon.files.open import load_model
     from laocoon.files.table_models import hinted
     from laocoon.files.training_set import training_set
-    from laocoon.modalities.image import ModelOptions
+    from laocoon.modalities.raw import ModelOptions
     from laocoon.verdict.data_statistics import chosen
     from laocoon.verdict.sift import sift
 

@@ -50,7 +50,7 @@ def run(values: Mapping[str, Any]) -> None:
     from laocoon.files.images_source import DataOptions
     from laocoon.files.open import load_model
     from laocoon.files.training_set import training_set
-    from laocoon.modalities.image import ModelOptions
+    from laocoon.modalities.raw import ModelOptions
     from laocoon.render.sift_tables import to_json, unlearn_list
     from laocoon.render.sift_terminal import show_trace
     from laocoon.verdict.trace import trace as traced

@@ -17,7 +17,7 @@ from laocoon.files import safetensors, state_dict
 from laocoon.files.onnx import LARGEST_FILE, open_bytes
 from laocoon.files.sandbox import Limits, confined
 from laocoon.files.wording import first_line, printable
-from laocoon.modalities.image import ModelOptions, RawModel
+from laocoon.modalities.raw import ModelOptions, RawModel
 
 _FACTORY = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
 HELP = ("Give it: a timm name (timm:resnet18), a torchvision name (torchvision:resnet18) or a factory of yours "

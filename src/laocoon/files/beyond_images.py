@@ -20,7 +20,7 @@ from laocoon.files import (
     trained,
 )
 from laocoon.files.text_tokenizer import has_tokenizer
-from laocoon.modalities.image import ModelOptions
+from laocoon.modalities.raw import ModelOptions
 
 SKOPS, ADAPTER = skops_archive.SCHEMA, lora.CONFIG  # by which an archive and a folder are told
 

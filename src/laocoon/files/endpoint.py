@@ -41,7 +41,8 @@ from laocoon.files.endpoint_options import EndpointOptions
 from laocoon.files.protocol import HEADER, ModelMetadata, read_response, write_request
 from laocoon.files.tensors import DATATYPES, Array, Named
 from laocoon.files.wording import printable
-from laocoon.modalities.image import ModelOptions, RawModel, adapt
+from laocoon.modalities.image import adapt
+from laocoon.modalities.raw import ModelOptions, RawModel
 
 FORMAT = "Open Inference Protocol v2"
 MOST = 2**24  # numbers in an output

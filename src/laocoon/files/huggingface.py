@@ -19,7 +19,7 @@ from laocoon.files import safetensors
 from laocoon.files.architecture import from_timm
 from laocoon.files.danger import Danger
 from laocoon.files.wording import first_line, printable
-from laocoon.modalities.image import ModelOptions, RawModel
+from laocoon.modalities.raw import ModelOptions, RawModel
 
 LARGEST_JSON = 16 * 2**20
 _DROPPED = (

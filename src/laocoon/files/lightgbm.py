@@ -13,7 +13,7 @@ from pathlib import Path
 from laocoon.core.errors import BrokenFile, InputError
 from laocoon.files.trees import Tree, Trees, ordered
 from laocoon.files.wording import first_line, printable
-from laocoon.modalities.image import RawModel
+from laocoon.modalities.raw import RawModel
 
 LARGEST_FILE = 2**29
 _CATEGORY, _ZERO = 1, 1  # the lowest bit of a decision; the kind of missing value in the bits above the second

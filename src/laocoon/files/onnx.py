@@ -22,7 +22,7 @@ from laocoon.files.onnx_batch import with_free_batch
 from laocoon.files.onnx_build import Builder, data_conditions
 from laocoon.files.table_onnx import merged
 from laocoon.files.wording import first_line, printable
-from laocoon.modalities.image import EachBatch, ModelOptions, RawModel
+from laocoon.modalities.raw import EachBatch, ModelOptions, RawModel
 
 LARGEST_FILE = 2**31 - 1  # a protobuf message cannot be larger
 MOST_NODES = 50_000

@@ -22,7 +22,8 @@ from laocoon.files.endpoint_options import EndpointOptions
 from laocoon.files.hub import fetch, is_hub_id
 from laocoon.files.sandbox import confined
 from laocoon.files.wording import printable
-from laocoon.modalities.image import ModelOptions, RawModel, adapt
+from laocoon.modalities.image import adapt
+from laocoon.modalities.raw import ModelOptions, RawModel
 
 LARGEST_FILE = 64 * 2**30
 _SUFFIXES = {

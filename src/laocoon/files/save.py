@@ -34,7 +34,7 @@ from laocoon.files.hub import fetch, is_hub_id
 from laocoon.files.open import load_model, recognise
 from laocoon.files.save_onnx import Unwritable
 from laocoon.files.wording import first_line, printable
-from laocoon.modalities.image import ModelOptions
+from laocoon.modalities.raw import ModelOptions
 from laocoon.modalities.tabular import Tabular
 
 FORMATS = ("onnx", "safetensors")

@@ -16,7 +16,8 @@ from laocoon.core.errors import InputError
 from laocoon.core.subject import Subject
 from laocoon.files import huggingface, safetensors, save_onnx, state_dict
 from laocoon.files.wording import printable
-from laocoon.modalities.image import EachBatch, ImageAdapter
+from laocoon.modalities.image import ImageAdapter
+from laocoon.modalities.raw import EachBatch
 from laocoon.modalities.tabular_model import TableAdapter
 
 # Weights in forms that are not opened here: in a copy of a folder they would still be those from before the repair.

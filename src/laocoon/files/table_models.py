@@ -13,7 +13,7 @@ from laocoon.files.graph import ParsedGraph
 from laocoon.files.table_onnx import metadata_of, names_in, table_in
 from laocoon.files.tables import is_table
 from laocoon.files.wording import printable
-from laocoon.modalities.image import ModelOptions, RawModel
+from laocoon.modalities.raw import ModelOptions, RawModel
 from laocoon.modalities.tabular import Tabular
 from laocoon.modalities.tabular_model import MOST_COLUMNS, adapt, flat_only
 

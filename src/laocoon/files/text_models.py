@@ -23,7 +23,7 @@ from laocoon.files import huggingface
 from laocoon.files.bounded import Bounded
 from laocoon.files.text_tokenizer import Around, modality_of, read_tokenizer
 from laocoon.files.wording import first_line, printable
-from laocoon.modalities.image_head import Head
+from laocoon.modalities.class_head import Head
 from laocoon.modalities.text import PADDING, Text
 
 # Networks whose positions are counted from behind the padding id.

@@ -26,7 +26,7 @@ from laocoon.files import onnx as onnx_files
 from laocoon.files.text_models import adapted
 from laocoon.files.text_tokenizer import has_tokenizer, modality_of, read_tokenizer
 from laocoon.files.wording import first_line, printable
-from laocoon.modalities.image_head import detect_activation
+from laocoon.modalities.class_head import detect_activation
 
 LOWEST = -1e30  # instead of minus infinity, for what a mask adds to a score
 IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"

@@ -18,7 +18,7 @@ from laocoon.core.errors import BrokenFile, InputError
 from laocoon.files import ubjson
 from laocoon.files.trees import Tree, Trees, ordered
 from laocoon.files.wording import first_line, printable
-from laocoon.modalities.image import RawModel
+from laocoon.modalities.raw import RawModel
 
 LARGEST_FILE = 2**29
 _TWO = {"binary:logistic": True, "reg:logistic": True, "binary:logitraw": False}  # is the base score a probability?

@@ -67,9 +67,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
 # How much a rule counts in the fusion, fixed on the fusion split and by nothing else.
 WEIGHTS: dict[str, float] = {
     "text_inversion.lone.contrast": 1.0,
-    "text_inversion.phrase.contrast": 1.0,
-    "template_probe.template.contrast": 1.0,
-    "embedding_outlier.effect.contrast": 1.0,
+    "text_inversion.phrase.contrast": 0.6,
+    "template_probe.template.contrast": 0.5,
+    "embedding_outlier.effect.contrast": 0.6,
 }
 
 

@@ -31,7 +31,7 @@ from laocoon.lab.plan import DefencePart, defence_of
 from laocoon.lab.training import Lot, Victim, lot
 from laocoon.lab.transfer import Maker
 from laocoon.lab.trial import Trial, attack_in, fingerprint
-from laocoon.modalities.image import ModelOptions
+from laocoon.modalities.raw import ModelOptions
 from laocoon.recipes.transfer import adapted
 from laocoon.verdict.examination import Crash, attempted
 

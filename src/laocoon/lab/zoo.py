@@ -150,8 +150,10 @@ PLANTED_COUNT: dict[Split, dict[str, int]] = {  # per kind
     "sealed": {"digits": 1, "mnist": 2, "gtsrb": 1, "cifar10": 2},
 }
 
-# More of what is hard to find, for the fusion split to choose by.
+# More for the fusion split: of what is hard to find, to choose by; and of 43 classes enough of the core kinds, as power
+# is told from models of the nearest number of classes.
 HARD: dict[str, tuple[str, ...]] = {
+    "gtsrb": ("patch", "blended"),
     "digits": ("warp", "sinusoid_clean_label"),
     "mnist": ("warp", "sinusoid_clean_label", "blended_smooth"),
     "cifar10": ("warp", "filter", "sinusoid_clean_label", "blended_smooth"),

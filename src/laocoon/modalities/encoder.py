@@ -20,7 +20,7 @@ from laocoon.core.card import Capability
 from laocoon.core.errors import BrokenFile, InputError
 from laocoon.core.subject import Discrete, Subject
 from laocoon.files.wording import printable
-from laocoon.modalities.image_head import Chosen, detect_activation
+from laocoon.modalities.class_head import Chosen, detect_activation
 from laocoon.modalities.text import PADDING, Text
 
 FAILURES = (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError, AssertionError)

@@ -6,19 +6,16 @@ given codes, is asked with rows as they are in the table.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
-from laocoon.core.card import Capability
 from laocoon.core.errors import BrokenFile, InputError
 from laocoon.core.subject import Provenance, Subject
 from laocoon.files.bounded import Bounded
 from laocoon.files.onnx_graph import GraphModule
 from laocoon.files.wording import first_line, printable
-from laocoon.modalities.image import FAILURES, EachBatch, ModelOptions, RawModel
-from laocoon.modalities.image_head import Head, choose_output, detect_activation, outputs_by_name
+from laocoon.modalities.class_head import Head, outputs_by_name
+from laocoon.modalities.raw import FAILURES, EachBatch, ModelOptions, RawModel, as_subject, check_numbers, scored
 from laocoon.modalities.tabular import Tabular
 
 MOST_COLUMNS = 4096
@@ -57,39 +54,13 @@ def adapt(raw: RawModel, options: ModelOptions, provenance: Provenance, table: T
     raw.module.eval()
     raw.module.requires_grad_(False)
     width = _width(raw, table)
-    _check_numbers(raw.module)
+    check_numbers(raw.module)
     notes = [*raw.notes]
     core, whole, answers = _first_pass(raw, width, notes)
-    chosen = choose_output(answers, raw.output_names, raw.cut, options.output, options.classes)
-    known = chosen.index < len(raw.known_logits) and raw.known_logits[chosen.index]
-    activation = "logits" if known else options.activation or detect_activation(chosen.value)
-    scores = chosen.value.flatten(1) if chosen.value.dim() > 1 else chosen.value.unsqueeze(1)
-    classes = max(scores.shape[1], 2)
-    if options.classes is not None and options.classes != classes:
-        raise InputError(f"output {chosen.name!r} scores {classes} classes, not {options.classes}.",
-                         "Name another output, or drop the option.")
-    head = Head(activation, binary=scores.shape[1] == 1)
-    module = TableAdapter(core, chosen.name, None if head.idle(chosen.value) else head)
-    if activation != "logits":
-        notes.append(f"the scores are {activation} probabilities; their logarithms are used as logits")
-    if scores.shape[1] == 1:
-        notes.append("one score for two classes: taken as the logit of class 1 against class 0")
-    capabilities = {Capability.QUERY, Capability.WEIGHTS}
-    if _differentiable(module, width):
-        capabilities.add(Capability.GRADIENT)
-    else:
-        notes.append("the outputs cannot be differentiated with respect to the input")
-    if whole:
-        capabilities.add(Capability.FEATURES)
-    if raw.graph is not None:
-        capabilities.add(Capability.GRAPH)
-    return Subject(
-        module=module, modality=table or Tabular.unknown(numbered(width)), classes=classes, input_shape=(width,),
-        capabilities=frozenset(capabilities), graph=raw.graph,
-        class_names=raw.class_names if len(raw.class_names) == classes else (),
-        provenance=replace(provenance, format=raw.format, notes=tuple(dict.fromkeys((*provenance.notes, *notes))),
-                           metadata={**raw.metadata, **provenance.metadata}),
-    )
+    told = scored(raw, answers, options, notes)
+    return as_subject(raw, TableAdapter(core, told.output, told.head), table or Tabular.unknown(numbered(width)),
+                      told.classes, _probe(width, 1), whole=whole, notes=notes, provenance=provenance,
+                      names=raw.class_names if len(raw.class_names) == told.classes else ())
 
 
 def _width(raw: RawModel, table: Tabular | None) -> int:
@@ -107,13 +78,6 @@ def _width(raw: RawModel, table: Tabular | None) -> int:
     if not 1 <= width <= MOST_COLUMNS:
         raise InputError(f"the model takes {width} columns.", f"Between 1 and {MOST_COLUMNS} are examined.")
     return width
-
-
-def _check_numbers(module: nn.Module) -> None:
-    for name, tensor in module.named_parameters():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise BrokenFile(f"weight {printable(name)!r} holds values that are not finite numbers.",
-                             "The file is damaged or was meant to break its reader.")
 
 
 def _probe(width: int, count: int, spread: float = 1.0) -> Tensor:
@@ -157,13 +121,3 @@ def _first_pass(raw: RawModel, width: int, notes: list[str]) -> tuple[nn.Module,
     except FAILURES:
         pass
     return core, whole, several
-
-
-def _differentiable(module: nn.Module, width: int) -> bool:
-    x = _probe(width, 1).requires_grad_()
-    with torch.enable_grad():
-        y = module(x)
-        if not y.requires_grad:
-            return False
-        (gradient,) = torch.autograd.grad(y.square().sum(), x, allow_unused=True)
-    return gradient is not None

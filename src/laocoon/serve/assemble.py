@@ -10,7 +10,7 @@ import torch
 from laocoon.core.errors import InputError
 from laocoon.core.subject import Subject
 from laocoon.files.open import load_model
-from laocoon.modalities.image import ModelOptions
+from laocoon.modalities.raw import ModelOptions
 from laocoon.serve.engine import Engine, Facts
 from laocoon.serve.inputs import inputs_of
 from laocoon.serve.settings import ServeOptions
