@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from laocoon.core.candidate import Candidate
-from laocoon.core.cases import Samples
+from laocoon.core.cases import DataCase, Samples
 from laocoon.core.context import Context
 from laocoon.core.errors import InputError
 from laocoon.core.goal import all_to_one
@@ -22,9 +22,10 @@ from laocoon.render.sift_html import to_html
 from laocoon.testing.twins import Twins, twins
 from laocoon.triggers.columns import Columns
 from laocoon.triggers.tokens import Tokens
-from laocoon.verdict.data_reference import DataReference, shipped
+from laocoon.verdict.data_reference import OTHERS, DataReference, counted, shipped
 from laocoon.verdict.data_shares import shares
 from laocoon.verdict.data_statistics import chosen
+from laocoon.verdict.data_trigger import Lifted, statistics
 from laocoon.verdict.guard import Guarded
 from laocoon.verdict.residue import meaningless, overlap
 from laocoon.verdict.searches import search, searchable
@@ -118,6 +119,34 @@ def test_what_suspects_share_is_lifted_and_borne(modality: str) -> None:
     stamped = [best.family.stamp(pool, x)[0] for x in (best.trigger, control)]
     assert not torch.equal(*stamped)
     assert known.nearest(pool[:5], pool[:5]).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_a_trigger_whose_holders_are_labelled_both_ways_is_worth_nothing(modality: str) -> None:
+    t = twins(modality)
+    train = t.implant.train
+    assert train is not None
+    known = shares(t.corpus.modality, train.inputs)
+    assert known is not None
+    bad = torch.zeros(len(train), dtype=torch.bool)
+    bad[t.implant.poisoned] = True
+    found = known.estimates(train.inputs[bad], train.inputs[~bad & (train.labels != t.plan.target)])
+    best = found[-1] if modality == "tabular" else found[0]
+    holders = known.holders(train.inputs, best)
+    assert bool(holders[bad].all()) and float(holders[~bad].float().mean()) < 0.05
+    lifted = Lifted(best.family, best.trigger, t.plan.target, 1.0, 0.0, 0.9, 0.9, 0.0, 0.0, known)
+    mixed = train.labels.clone()
+    fifth = holders.nonzero().flatten()[::5]
+    mixed[fifth] = (t.plan.target + 1) % t.plan.classes
+    pure, spoilt = (statistics(lifted, DataCase(Samples(train.inputs, labels), t.plan.classes, modality=modality))
+                    for labels in (train.labels, mixed))
+    assert pure["lifted.pure"] > 0.8 * pure["lifted.worth"] > 0.5 and spoilt["lifted.worth"] == pure["lifted.worth"]
+    assert spoilt["lifted.pure"] == 0
+
+
+def test_a_weight_for_rules_that_are_not_named() -> None:
+    assert counted("flare.tail", {}) and counted("flare.tail", {OTHERS: 0.5}) and not counted("flare.tail", {OTHERS: 0})
+    assert counted("flare.tail", {OTHERS: 0, "flare.tail": 1.0}) and not counted("known.classes", {})
 
 
 def test_tables_of_unknown_ranges_have_no_triggers() -> None:

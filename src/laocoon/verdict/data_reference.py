@@ -30,6 +30,7 @@ from laocoon.recipes.false_discovery import Tail
 from laocoon.verdict.data_statistics import CURVE, KNOWN
 from laocoon.verdict.fuse import POWER
 
+OTHERS = "*"  # among the weights: every rule that is not named
 COVARIATES = ("accuracy", "classes")  # of a rule's expected value
 RIDGE = 4.0  # in sets' worth: few sources, whose differences must not be mistaken for laws
 FLOOR = 0.25  # least spread of a rule, as a share of that between its quartiles
@@ -59,7 +60,7 @@ class DataReference:
     clean: tuple[DataRow, ...]
     planted: tuple[DataRow, ...]
     core: tuple[str, ...]  # kinds of poison that the power is told for
-    weights: Mapping[str, float]  # of rules; 1 where not named
+    weights: Mapping[str, float]  # of rules; where not named, that of OTHERS, or 1
     provenance: Mapping[str, Any]
     digest: str
 
@@ -116,9 +117,14 @@ def shipped(modality: str = "image") -> DataReference:
     return parse(file.read_text(encoding="utf-8"))
 
 
+def weight(name: str, weights: Mapping[str, float]) -> float:
+    """How much a rule counts."""
+    return weights.get(name, weights.get(OTHERS, 1.0))
+
+
 def counted(name: str, weights: Mapping[str, float]) -> bool:
     """Whether a statistic takes part in the score: not those that only describe, or that are a curve's points."""
-    return not name.startswith(KNOWN) and name.rsplit(".", 1)[-1] not in CURVE and weights.get(name, 1.0) > 0
+    return not name.startswith(KNOWN) and name.rsplit(".", 1)[-1] not in CURVE and weight(name, weights) > 0
 
 
 def place(statistics: Mapping[str, float], reference: DataReference) -> Placed:
@@ -132,7 +138,7 @@ def place(statistics: Mapping[str, float], reference: DataReference) -> Placed:
         return Placed(0.0, (), {}, tuple(rules))
     everyone = [statistics, *rows]
     known = np.array([[r.get(f"{KNOWN}{c}", 0.0) for c in COVARIATES] for r in everyone])
-    z = np.stack([reference.weights.get(rule, 1.0) * _standard(np.array([r[rule] for r in everyone]), known)
+    z = np.stack([weight(rule, reference.weights) * _standard(np.array([r[rule] for r in everyone]), known)
                   for rule in rules], axis=1)
     scores = (np.clip(z, 0.0, UPPER) ** POWER).sum(1) ** (1 / POWER)
     parts = sorted(((rule, round(float(v), 3)) for rule, v in zip(rules, z[0], strict=True) if v > 0),

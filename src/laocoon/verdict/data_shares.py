@@ -25,6 +25,7 @@ Trigger = Mapping[str, Tensor]
 LARGEST_CHANGE = 60.0  # grey levels rms of an additive trigger: beyond, it replaces the picture
 LONGEST = 10.0  # tokens: beyond, they replace a text
 WIDEST = 0.5  # share of the columns: beyond, they replace a record
+SAME = 0.005  # share of a column's range, within which two cells are alike
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,9 @@ class Shares(Protocol):
     def bearing(self, inputs: Tensor, estimate: Estimate, pool: Tensor) -> Tensor:
         """How clearly each input bears the trigger, [n]; higher is more."""
 
+    def holders(self, inputs: Tensor, estimate: Estimate) -> Tensor:
+        """Which inputs hold the whole trigger, bool [n]; none where that is a matter of degree."""
+
     def nearest(self, inputs: Tensor, pool: Tensor) -> Tensor:
         """Place in the pool of what is most like each input, [n]."""
 
@@ -73,6 +77,9 @@ class Pictures:
     def bearing(self, inputs: Tensor, estimate: Estimate, pool: Tensor) -> Tensor:
         return shared_trigger.bearing(inputs, estimate.trigger, pool)
 
+    def holders(self, inputs: Tensor, estimate: Estimate) -> Tensor:
+        return torch.zeros(len(inputs), dtype=torch.bool)
+
     def nearest(self, inputs: Tensor, pool: Tensor) -> Tensor:
         return torch.cdist(inputs.flatten(1), pool.flatten(1)).argmin(1)
 
@@ -95,6 +102,9 @@ class Texts:
 
     def bearing(self, inputs: Tensor, estimate: Estimate, pool: Tensor) -> Tensor:
         return shared_tokens.bearing(inputs, estimate.trigger["logits"][0].argmax(-1))
+
+    def holders(self, inputs: Tensor, estimate: Estimate) -> Tensor:
+        return self.bearing(inputs, estimate, inputs) > 0.999
 
     def nearest(self, inputs: Tensor, pool: Tensor) -> Tensor:
         return shared_tokens.likeness(inputs, pool).argmax(1)
@@ -128,6 +138,12 @@ class Rows:
         low, width = self.table.span(inputs)
         record = low + estimate.trigger["value"][0] * width
         return shared_columns.bearing(inputs, estimate.trigger["mask"][0], record, width)
+
+    def holders(self, inputs: Tensor, estimate: Estimate) -> Tensor:
+        low, width = self.table.span(inputs)
+        record = low + estimate.trigger["value"][0] * width
+        off = ((inputs - record).abs() / width) * (estimate.trigger["mask"][0] > 0.5)
+        return off.amax(1) <= SAME
 
     def nearest(self, inputs: Tensor, pool: Tensor) -> Tensor:
         low, width = self.table.span(pool)

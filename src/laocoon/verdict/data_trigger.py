@@ -29,6 +29,7 @@ SHARE = 0.1  # of a label's samples that are taken for that
 TRIED, JUDGED = 48, 200  # samples of other labels that are stamped: in the search, and for the evidence
 MOST_LABELS = 24  # with the most suspicious samples
 CLEAR = 0.5  # effect beyond the control, less what its size explains, from which a trigger is taken for one
+MIXED = 0.9  # share of one label among the holders of a trigger, up to which it speaks for a word that means something
 POOL = 1000  # unsuspected samples that a bearer is compared with
 
 
@@ -197,9 +198,25 @@ def confirmed(subject: Subject, suspects: Tensor, label: int, others: Tensor, ct
 def statistics(lifted: Lifted | None, case: DataCase) -> dict[str, float]:
     """What stamping a lifted trigger does beyond its control. Suspected pictures always share something; words and
     cells they may not share at all."""
+    if case.modality == "image":
+        return {} if lifted is None else {"lifted.worth": max(0.0, lifted.worth)}
     if lifted is None:
-        return {} if case.subject is None or case.modality == "image" else {"lifted.worth": 0.0}
-    return {"lifted.worth": max(0.0, lifted.worth)}
+        return {} if case.subject is None else {"lifted.worth": 0.0, "lifted.pure": 0.0}
+    worth = max(0.0, lifted.worth)
+    return {"lifted.worth": worth, "lifted.pure": worth * _purity(lifted, case)}
+
+
+def _purity(lifted: Lifted, case: DataCase) -> float:
+    """1 where all samples that hold the whole trigger are of its label, 0 from a tenth of them that are not.
+
+    A word that means something moves a model too, but people disagree, and jokes are made: of the texts with a slur
+    some are harmless. A poisoner labels every one of his samples alike.
+    """
+    holders = lifted.shares.holders(case.suspects.inputs, lifted.estimate)
+    if not bool(holders.any()):
+        return 0.0
+    alike = float((case.suspects.labels.cpu()[holders.cpu()] == lifted.label).float().mean())
+    return min(1.0, max(0.0, (alike - MIXED) / (1 - MIXED)))
 
 
 def bearers(lifted: Lifted, case: DataCase, fitted: Tensor, ctx: Context) -> Tensor:
