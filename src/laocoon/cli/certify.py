@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CERTIFY = options_of("laocoon.cli.certify_options", "CertifyOptions", "Certify")
 MODEL = options_of(
-    "laocoon.modalities.image", "ModelOptions", "How the model wants its images (else taken from the file)"
+    "laocoon.modalities.raw", "ModelOptions", "How the model wants its images (else taken from the file)"
 )
 DATA = options_of("laocoon.files.images_source", "DataOptions", "How the data are read (else found out)")
 OPTIONS: tuple[Option, ...] = (*CERTIFY, *MODEL, *DATA)

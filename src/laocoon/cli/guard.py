@@ -33,7 +33,7 @@ CHECK = options_of("laocoon.cli.guard_options", "CheckOptions", "Guard")
 GUARDED = options_of("laocoon.cli.guard_options", "GuardedOptions", "Guard")
 SERVE = options_of("laocoon.serve.settings", "ServeOptions", "Service")
 MODEL = options_of(
-    "laocoon.modalities.image", "ModelOptions", "How the model wants its images (else taken from the file)"
+    "laocoon.modalities.raw", "ModelOptions", "How the model wants its images (else taken from the file)"
 )
 DATA = options_of("laocoon.files.images_source", "DataOptions", "How the data are read (else found out)")
 ARGUMENT = {"model": "The model: a file, a Hugging Face folder, a hub id, or the address of a server."}

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 REPAIR = options_of("laocoon.cli.repair_options", "RepairOptions", "Repair")
 MODEL = options_of(
-    "laocoon.modalities.image", "ModelOptions", "How the model wants its images (else taken from the file)"
+    "laocoon.modalities.raw", "ModelOptions", "How the model wants its images (else taken from the file)"
 )
 DATA = options_of("laocoon.files.images_source", "DataOptions", "How the data are read (else found out)")
 OPTIONS: tuple[Option, ...] = (*REPAIR, *MODEL, *DATA)

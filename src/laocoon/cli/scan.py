@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SCAN = options_of("laocoon.cli.scan_options", "ScanOptions", "Scan")
 MODEL = options_of(
-    "laocoon.modalities.image", "ModelOptions", "How the model wants its images (else taken from the file)"
+    "laocoon.modalities.raw", "ModelOptions", "How the model wants its images (else taken from the file)"
 )
 DATA = options_of("laocoon.files.images_source", "DataOptions", "How the data are read (else found out)")
 ASKING = options_of("laocoon.files.endpoint_options", "EndpointOptions", "How a model behind an address is asked")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TRACE = options_of("laocoon.cli.trace_options", "TraceOptions", "Trace")
 MODEL = options_of(
-    "laocoon.modalities.image", "ModelOptions", "How the model wants its images (else taken from the file)"
+    "laocoon.modalities.raw", "ModelOptions", "How the model wants its images (else taken from the file)"
 )
 DATA = options_of("laocoon.files.images_source", "DataOptions", "How the data are read (else found out)")
 OPTIONS: tuple[Option, ...] = (*TRACE, *MODEL, *DATA)

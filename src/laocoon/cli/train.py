@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 TRAIN = options_of("laocoon.cli.train_options", "TrainOptions", "Train")
 DATA = options_of("laocoon.files.images_source", "DataOptions", "How the data are read (else found out)")
-SIZE = tuple(o for o in options_of("laocoon.modalities.image", "ModelOptions", "Images")
+SIZE = tuple(o for o in options_of("laocoon.modalities.raw", "ModelOptions", "Images")
              if o.field in ("size", "image_channels"))
 OPTIONS: tuple[Option, ...] = (*TRAIN, *SIZE, *DATA)
 MOST_MEMORY = 8 * 2**30  # bytes of training samples
