@@ -24,7 +24,7 @@ import torch
 
 from laocoon.core.errors import InputError
 from laocoon.lab.benches import bench
-from laocoon.lab.data_reference import build, measure_made, table
+from laocoon.lab.data_reference import WEIGHTS_OF, build, measure_made, table
 from laocoon.lab.specimens import CLEAN, Bench, Specification
 from laocoon.recipes.conformal import binomial_interval, p_value
 from laocoon.verdict.data_reference import DataReference, DataRow, parse, place
@@ -105,8 +105,10 @@ def _known(options: argparse.Namespace) -> list[DataRow]:
 def fit(options: argparse.Namespace) -> None:
     rows, core = _known(options), bench(options.modality, options.data_root).core
     file = ROOT / "src" / "laocoon" / "verdict" / f"data_reference_{options.modality}.json"
-    file.write_text(build(rows, core, note="training sets of the lab's bench, a small network trained on each"))
-    print(table(rows, core, ALPHA))
+    weights = WEIGHTS_OF[options.modality]
+    note = "training sets of the lab's bench, a small network trained on each"
+    file.write_text(build(rows, core, weights, note))
+    print(table(rows, core, ALPHA, weights))
 
 
 def _alarm(row: Row, reference: DataReference) -> bool:
@@ -142,7 +144,7 @@ def test(options: argparse.Namespace) -> None:
         f"seed 0; {reference.provenance['clean']} clean reference sets; a small network is trained on each set; "
         f"laocoon {reference.provenance['version']}.", "",
         "## Clean sets that nothing was chosen on (sealed split)", "", *lines, "",
-        "## Sources left out (calibration split)", "", table(_known(options), core, ALPHA), "",
+        "## Sources left out (calibration split)", "", table(_known(options), core, ALPHA, reference.weights), "",
         "## Poisoned sets that nothing was chosen on (sealed split)", "", *powers, ""]))
     print(page.read_text())
 
