@@ -162,10 +162,10 @@ def whole() -> dict[str, Any]:
     said = scan(Subject(module, Image(), 10, (3, 32, 32)), given, seed=0)
     clock, seconds = time.monotonic() - clock, time.process_time() - start
     torch.set_num_threads(1)
+    methods = {r.method: [r.spent, r.seconds, r.complete, r.reason] for r in said.reports}
     return {"classes": -1, "multiply_adds": work, "passes": said.spent, "clock": clock, "seconds": seconds,
             "share": share_of_bare(given, 10, module), "accuracy": said.subject["accuracy"],
-            "verdict": said.verdict.value, "reason": said.reason, "methods": {r.method: [r.spent, r.seconds, r.complete, r.reason]
-                                               for r in said.reports}}
+            "verdict": said.verdict.value, "reason": said.reason, "methods": methods}
 
 
 def _graph() -> Any:
