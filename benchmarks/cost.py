@@ -87,8 +87,8 @@ def static() -> dict[str, Any]:
     from laocoon.core.context import Context
     from laocoon.core.subject import Subject
     from laocoon.files.graph import ParsedGraph
-    from laocoon.lab.victims import build
     from laocoon.modalities.image import Image
+    from laocoon.modalities.image_networks import build
     from laocoon.verdict.examination import prepare, run
     from laocoon.verdict.schedule import plan
 
@@ -144,8 +144,8 @@ def whole() -> dict[str, Any]:
     from laocoon.cli.memory import keep_freed_memory
     from laocoon.core.cases import Samples
     from laocoon.core.subject import Subject
-    from laocoon.lab.victims import build
     from laocoon.modalities.image import Image
+    from laocoon.modalities.image_networks import build
     from laocoon.recipes.fit import fit
     from laocoon.verdict.scan import scan
 

@@ -21,8 +21,8 @@ from torch import nn
 from laocoon.core.cases import Samples
 from laocoon.core.context import Context
 from laocoon.core.subject import Subject
-from laocoon.lab.victims import build
 from laocoon.modalities.image import Image
+from laocoon.modalities.image_networks import build
 from laocoon.verdict.guard_tiers import Tiers, fitted
 
 NETWORKS = (

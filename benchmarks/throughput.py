@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from laocoon.core.context import Context
 from laocoon.core.goal import all_to_one
-from laocoon.lab.victims import build
+from laocoon.modalities.image_networks import build
 from laocoon.recipes.fit import fit, shift_and_flip
 from laocoon.triggers.patch import Patch
 

@@ -23,8 +23,8 @@ from laocoon.core.context import Context
 from laocoon.core.methods import Attack, Plan, Trainer
 from laocoon.core.subject import Subject
 from laocoon.lab.datasets import load
-from laocoon.lab.victims import build
 from laocoon.modalities.image import Image
+from laocoon.modalities.image_networks import build
 from laocoon.recipes.conformal import binomial_interval
 from laocoon.recipes.fit import predictions
 

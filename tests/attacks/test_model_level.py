@@ -20,8 +20,8 @@ from laocoon.core.context import Context
 from laocoon.core.errors import NotApplicable
 from laocoon.core.methods import Attack, Implant, Plan
 from laocoon.core.subject import Subject
-from laocoon.lab.victims import build
 from laocoon.modalities.image import Image
+from laocoon.modalities.image_networks import build
 from laocoon.recipes.fit import fit
 from laocoon.recipes.int8 import codes_of, differing_bits, flipped, quantise, steps_of_flips
 from laocoon.recipes.separation import separating, windows

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from laocoon.cli.networks import KEY
+from laocoon.core.card import Capability
+from laocoon.files import safetensors
+from laocoon.files.open import load_model
 from laocoon.testing.corpora import digits as corpus
 
 
@@ -44,6 +48,35 @@ def test_train_then_certify(laocoon, small):
     told = laocoon("certify", "m.safetensors", "--data", small, "--set", "side=1,row=0,column=0,inputs=4", "--json", "-")
     found = json.loads(told.out)
     assert told.code == 0 and found["holds"] is True and found["assumptions"] and "HOLDS" in told.err
+
+
+@pytest.mark.parametrize("network", ["cnn", "timm:resnet10t"])
+def test_what_was_trained_is_opened_without_a_word(laocoon, small, network):
+    """The file names its network, where that is one of ours or of timm: nothing else has to be said of it."""
+    if network.startswith("timm:"):
+        pytest.importorskip("timm")
+    ran = laocoon("train", small, "--architecture", network, "-o", "m.safetensors", "--json", "r.json", "--held", "0.3",
+                  "--set", "epochs=6")
+    assert ran.code == 0, ran.text
+    report, subject = json.loads(Path("r.json").read_text()), load_model("m.safetensors")
+    assert subject.input_shape == tuple(report["shape"]) and subject.classes == 3
+    assert Capability.GRADIENT in subject.capabilities and not any("assumed" in n for n in subject.provenance.notes)
+    with np.load(small) as data:
+        images = torch.from_numpy(data["images"]).float()[:, None] / 255
+        labels = torch.from_numpy(data["labels"])
+    images = images.expand(-1, subject.input_shape[0], -1, -1)
+    right = float((subject.outputs(images).logits.argmax(1) == labels).float().mean())
+    assert right > report["held_accuracy"] - 0.25  # the weights are those that were trained
+    assert laocoon("scan", "m.safetensors", "--data", small, "--methods", "head_statistics").code in (0, 1, 3)
+
+
+def test_a_name_of_code_in_a_file_is_not_run(laocoon, small):
+    assert trained(laocoon, small, "--set", "epochs=1").code == 0
+    facts = json.loads(safetensors.check(Path("m.safetensors"))[KEY])
+    state = load_file("m.safetensors")
+    for name in ("os:getcwd", "timm:no_such_network", "castle"):
+        save_file(state, "m.safetensors", metadata={KEY: json.dumps({**facts, "architecture": name})})
+        assert laocoon("scan", "m.safetensors", "--data", small).code == 2
 
 
 def test_same_seed_same_model(laocoon, small):

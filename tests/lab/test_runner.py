@@ -440,7 +440,7 @@ def test_tables_and_pictures(lab: tuple[Lab, Progress]) -> None:
 def test_every_network_of_the_lab_has_a_fingerprint() -> None:
     """Also where 1×1 kernels are stored channels-last, whose strides say nothing."""
     from laocoon.lab.training import Victim
-    from laocoon.lab.victims import ARCHITECTURES
+    from laocoon.modalities.image_networks import ARCHITECTURES
 
     for name in ARCHITECTURES:
         victim = Victim(name, 1, 16, 4, 0, 1, 0, False)

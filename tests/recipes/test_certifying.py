@@ -12,8 +12,8 @@ from laocoon.core.cases import DataCase, Samples
 from laocoon.core.context import Context
 from laocoon.core.errors import InputError, NotApplicable
 from laocoon.core.subject import Subject
-from laocoon.lab.victims import ARCHITECTURES, build
 from laocoon.modalities.image import Image
+from laocoon.modalities.image_networks import ARCHITECTURES, build
 from laocoon.recipes.absence import Place, exclude_patches, hits, search_patch
 from laocoon.recipes.bounds import crown, intervals, sealed
 from laocoon.recipes.lessons import Lesson, batch_of, digest_of, lowest_of_each, material, pupil

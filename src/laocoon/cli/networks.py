@@ -16,13 +16,14 @@ from laocoon.core.context import Context
 from laocoon.core.errors import InputError
 from laocoon.core.subject import Modality, Provenance, Subject
 from laocoon.files import safetensors
+from laocoon.files.architecture import timm_network
 from laocoon.files.open import digest
-from laocoon.files.trained import KEY, facts_in, filled
+from laocoon.files.trained import KEY, TIMM, facts_in, filled
 from laocoon.files.wording import first_line, printable
-from laocoon.lab.victims import ARCHITECTURES, build
 from laocoon.modalities import small_networks
 from laocoon.modalities.accepted import blank
 from laocoon.modalities.image import Image
+from laocoon.modalities.image_networks import ARCHITECTURES, build
 from laocoon.recipes.voting import Votes
 
 Shape = tuple[int, ...]
@@ -36,7 +37,12 @@ def maker(name: str, shape: Shape, classes: int, modality: Modality | None = Non
     inputs: rows of a table, whose units a network of ours is built for.
     """
     what = modality or Image()
-    if ":" in name:
+    if name.startswith(TIMM) and what.name == "image":
+        def make(rng: torch.Generator) -> nn.Module:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(torch.randint(0, 2**31, (), generator=rng)))
+                return timm_network(name.removeprefix(TIMM), shape[0], (shape[1], shape[2]), classes).float()
+    elif ":" in name:
         factory = _factory(name)
 
         def make(rng: torch.Generator) -> nn.Module:
@@ -57,7 +63,7 @@ def maker(name: str, shape: Shape, classes: int, modality: Modality | None = Non
             return build(name, shape[0], shape[1], classes, rng)
     else:
         raise InputError(f"there is no architecture {printable(name, 60)!r}.",
-                         f"Known: {', '.join(sorted(ARCHITECTURES))}, or package.module:factory.")
+                         f"Known: {', '.join(sorted(ARCHITECTURES))}, timm:NAME, or package.module:factory.")
     return lambda ctx: _subject(make(ctx.rng), name, shape, classes, what)
 
 
@@ -105,7 +111,7 @@ def reopened(path: str, architecture: str | None) -> Subject | None:
     if facts is None:
         return None
     name, image = facts.architecture, facts.modality.name == "image"
-    if name not in (ARCHITECTURES if image else small_networks.names(facts.modality)):
+    if name not in (ARCHITECTURES if image else small_networks.names(facts.modality)) and not name.startswith(TIMM):
         if architecture is None:
             raise InputError(f"{place.name} was trained as {printable(name, 60)}, which a file may not name.",
                              f"Pass --architecture {printable(name, 60)} if you trust that code.")

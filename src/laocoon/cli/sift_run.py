@@ -24,7 +24,7 @@ def factory(name: str, data: TrainingSet) -> Callable[[Context], Subject] | None
 
     from laocoon.cli.networks import maker
     from laocoon.core.context import Context
-    from laocoon.lab.victims import ARCHITECTURES
+    from laocoon.modalities.image_networks import ARCHITECTURES
 
     if data.modality.name == "image":
         if name not in ARCHITECTURES:

@@ -65,9 +65,8 @@ def _rows(state: Mapping[str, Tensor], names: tuple[str, ...]) -> int | None:
     return int(last[-1].shape[0]) if last else None
 
 
-def from_timm(state: Mapping[str, Tensor], name: str, where: str, options: ModelOptions, kind: str,
-              settings: Mapping[str, Any] | None = None) -> RawModel:
-    """`settings` are the classes, normalisation and size that a configuration file gives."""
+def _timm(name: str) -> Any:
+    """The library, where it is installed and has this architecture."""
     try:
         import timm
     except ImportError as error:
@@ -79,6 +78,31 @@ def from_timm(state: Mapping[str, Tensor], name: str, where: str, options: Model
         within = timm.list_models(f"*{re.sub(r'[^a-z0-9]', '*', name.lower())}*")
         close = ", ".join(within[:5] or difflib.get_close_matches(name.lower(), known_names, 5))
         raise InputError(f"timm has no architecture {printable(name)!r}.", f"Near: {close}." if close else HELP)
+    return timm
+
+
+def timm_network(name: str, channels: int, size: tuple[int, int] | None, classes: int) -> nn.Module:
+    """An initialised network of timm. size: of the images; None: as timm has it."""
+    timm = _timm(name)
+
+    def usual() -> Any:
+        return timm.create_model(name, num_classes=classes, in_chans=channels)
+
+    def resized() -> Any:
+        return timm.create_model(name, num_classes=classes, in_chans=channels, img_size=size)
+
+    if size is None:
+        return _build(usual, name)
+    try:
+        return _build(resized, name)
+    except InputError:  # convolutional networks take no size
+        return _build(usual, name)
+
+
+def from_timm(state: Mapping[str, Tensor], name: str, where: str, options: ModelOptions, kind: str,
+              settings: Mapping[str, Any] | None = None) -> RawModel:
+    """`settings` are the classes, normalisation and size that a configuration file gives."""
+    timm = _timm(name)
     known = timm.models.get_pretrained_cfg(name)
     config: dict[str, Any] = known.to_dict() if known is not None else {}
     settings = settings or {}
@@ -93,19 +117,8 @@ def from_timm(state: Mapping[str, Tensor], name: str, where: str, options: Model
                      for k, v in state.items() if k.endswith(f"{s}.weight") and v.dim() == 4), 3)
     size = options.size or _pair(settings.get("input_size")) or _pair(config.get("input_size"))
 
-    def usual() -> nn.Module:
-        return timm.create_model(name, num_classes=classes, in_chans=channels)
-
-    def resized() -> nn.Module:
-        return timm.create_model(name, num_classes=classes, in_chans=channels, img_size=size)
-
-    if size is not None and size != _pair(config.get("input_size")):
-        try:
-            module = _build(resized, name)
-        except InputError:  # convolutional networks take no size
-            module = _build(usual, name)
-    else:
-        module = _build(usual, name)
+    sized = size is not None and size != _pair(config.get("input_size"))
+    module = timm_network(name, channels, size if sized else None, classes)
     notes = []
     mean, std = settings.get("mean"), settings.get("std")
     if mean is None and (headless or classes == config.get("num_classes")):

@@ -12,7 +12,17 @@ from pathlib import Path
 from laocoon.core.errors import BrokenFile, InputError, UnsafeFile
 from laocoon.core.report import Finding
 from laocoon.core.subject import Provenance, Subject
-from laocoon.files import archives, beyond_images, huggingface, keras, pickles, safetensors, table_models, torchscript
+from laocoon.files import (
+    archives,
+    beyond_images,
+    huggingface,
+    keras,
+    pickles,
+    safetensors,
+    table_models,
+    torchscript,
+    trained,
+)
 from laocoon.files import onnx as onnx_files
 from laocoon.files.architecture import converted, open_weights, plain
 from laocoon.files.danger import Danger
@@ -245,6 +255,8 @@ def _beside(file: Path) -> list[Danger]:
 def _open(place: Path, kind: str, architecture: str | None, options: ModelOptions) -> RawModel:
     if kind == "onnx":
         return onnx_files.open_onnx(place, options)
+    if kind == "safetensors" and architecture is None and (own := trained.picture_network(place)) is not None:
+        return own
     if kind in ("safetensors", "state dict", "pickle"):
         return open_weights(place, "safetensors" if kind == "safetensors" else "state dict", architecture, options)
     if kind == "huggingface":

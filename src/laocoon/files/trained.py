@@ -16,13 +16,16 @@ from laocoon.core.card import Capability
 from laocoon.core.errors import BrokenFile
 from laocoon.core.subject import Modality, Provenance, Subject
 from laocoon.files import safetensors, state_dict
+from laocoon.files.architecture import timm_network
 from laocoon.files.wording import first_line
-from laocoon.modalities import small_networks
+from laocoon.modalities import image_networks, small_networks
 from laocoon.modalities.image import Image
+from laocoon.modalities.raw import ModelOptions, RawModel
 from laocoon.modalities.written import read, written
 
 KEY, INPUTS = "laocoon", "laocoon-inputs"  # of the facts, and of what the inputs are, in a file's metadata
 MOST_MEMBERS, MOST_CLASSES, LARGEST_SIDE = 10_000, 10_000, 1024
+TIMM = "timm:"  # a name that a file may give: it builds a network, and runs no code of the file's
 LONGEST = 64 * 2**20  # characters of what the inputs are
 
 
@@ -41,8 +44,8 @@ class Facts:
 def facts_in(place: Path) -> Facts | None:
     """What a file of safetensors says; None where `laocoon train` did not write it."""
     text = safetensors.check(place).get(KEY)
-    if text is None or not text.startswith("{") or '"architecture"' not in text:
-        return None
+    if text is None or not text.startswith("{") or not all(f'"{word}"' in text for word in ("architecture", "members")):
+        return None  # a specimen of the zoo has facts of its own
     try:
         with safe_open(str(place), framework="pt") as file:  # type: ignore[no-untyped-call]
             inputs = (file.metadata() or {}).get(INPUTS)
@@ -92,3 +95,22 @@ def opened(place: Path, provenance: Provenance) -> Subject | None:
     have = {Capability.GRADIENT, Capability.FEATURES, Capability.WEIGHTS, Capability.QUERY}
     told = Provenance(provenance.path, "safetensors", provenance.sha256, provenance.notes, {KEY: facts.text})
     return Subject(module, facts.modality, facts.classes, facts.shape, frozenset(have), told)
+
+
+def picture_network(place: Path) -> RawModel | None:
+    """A network of ours or of timm over images; None where the file holds something else (an ensemble, a user's own
+    factory, which a file may not name)."""
+    facts = facts_in(place)
+    if facts is None or facts.members or facts.modality.name != "image":
+        return None
+    name, (channels, height, width) = facts.architecture, facts.shape
+    if name.startswith(TIMM):
+        module = timm_network(name.removeprefix(TIMM), channels, (height, width), facts.classes)
+    elif name in image_networks.ARCHITECTURES and height == width:
+        module = image_networks.build(name, channels, height, facts.classes, torch.Generator())
+    else:
+        return None
+    filled(module, place)
+    defaults = ModelOptions(size=(height, width), image_channels=channels, mean=(0.0,), std=(1.0,))
+    return RawModel(module, "safetensors", (channels, height, width), ("logits",), (True,), ("",), "0-1", defaults,
+                    metadata={KEY: facts.text})

@@ -33,9 +33,9 @@ from laocoon.core.methods import Attack, Plan
 from laocoon.core.subject import Subject
 from laocoon.lab.datasets import Dataset, load
 from laocoon.lab.specimens import CLEAN, Made, Specification, Split
-from laocoon.lab.victims import build
 from laocoon.modalities.encoder import cut_before
 from laocoon.modalities.image import Image
+from laocoon.modalities.image_networks import build
 from laocoon.recipes.contrastive import pretrained
 from laocoon.recipes.fit import fit, predictions, shift_and_flip
 from laocoon.recipes.transfer import boundary, transfer

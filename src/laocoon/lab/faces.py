@@ -22,9 +22,9 @@ from laocoon.core.context import Context
 from laocoon.core.errors import InputError
 from laocoon.core.methods import Plan
 from laocoon.core.subject import Subject
-from laocoon.lab.victims import build
 from laocoon.modalities.encoder import cut_before
 from laocoon.modalities.image import Image
+from laocoon.modalities.image_networks import build
 from laocoon.recipes.transfer import boundary, teach
 
 SIDE = 32  # px

@@ -20,7 +20,7 @@ from laocoon.files.wording import printable
 from laocoon.lab.criteria.scorecard import CRITERIA, TREATMENTS, Extent
 from laocoon.lab.defence import Defence, WholeScan
 from laocoon.lab.training import RECIPES
-from laocoon.lab.victims import ARCHITECTURES
+from laocoon.modalities.image_networks import ARCHITECTURES
 from laocoon.verdict.schedule import plan as schedule
 
 LARGEST = 2**20  # bytes of a plan

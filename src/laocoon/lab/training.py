@@ -12,8 +12,8 @@ from laocoon.core.cases import Samples
 from laocoon.core.context import Context
 from laocoon.core.subject import Subject
 from laocoon.lab.datasets import Dataset
-from laocoon.lab.victims import build
 from laocoon.modalities.image import Image
+from laocoon.modalities.image_networks import build
 from laocoon.recipes.fit import fit, shift_and_flip
 
 

@@ -24,8 +24,8 @@ from laocoon.core.errors import InputError
 from laocoon.core.methods import Attack, Plan
 from laocoon.core.subject import Subject
 from laocoon.lab.datasets import Dataset
-from laocoon.lab.victims import build
 from laocoon.modalities.image import Image
+from laocoon.modalities.image_networks import build
 from laocoon.recipes.fit import predictions
 from laocoon.recipes.transfer import adapted, lessons, teach, transfer
 

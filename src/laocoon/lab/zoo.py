@@ -56,8 +56,8 @@ from laocoon.core.methods import Attack, Plan
 from laocoon.core.subject import Provenance, Subject
 from laocoon.lab.datasets import Dataset, load
 from laocoon.lab.training import RECIPES, Victim, school
-from laocoon.lab.victims import build
 from laocoon.modalities.image import Image
+from laocoon.modalities.image_networks import build
 from laocoon.recipes.fit import predictions
 
 Split = Literal["fusion", "calibration", "sealed"]

@@ -1,4 +1,4 @@
-"""Small victim architectures for the zoo. Each is built for any image size and class count."""
+"""Small networks for pictures of any size and number of classes: victims of the zoo, and what `train` trains."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class Normalised(nn.Module):
 
 
 def build(name: str, channels: int, side: int, classes: int, rng: torch.Generator) -> nn.Module:
-    """An initialised victim; weights depend on `rng` alone."""
+    """An initialised network; weights depend on `rng` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(0, 2**31, (), generator=rng)))
         module = Normalised(ARCHITECTURES[name](channels, side, classes))
