@@ -36,7 +36,7 @@ WEIGHTS: dict[str, float] = {
 WEIGHTS_OF: dict[str, dict[str, float]] = {
     "image": WEIGHTS,
     "tabular": {OTHERS: 0.0, "lifted.pure": 1.0, "column_association.coherence": 1.0},
-    "text": {OTHERS: 0.0, "lifted.pure": 1.0, "bki.gap": 1.0, "beatrix.class": 1.0},
+    "text": {OTHERS: 0.0, "lifted.pure": 1.0, "beatrix.class": 1.0},
 }
 DIGITS = 5  # of a statistic in the file
 
