@@ -23,8 +23,9 @@ from laocoon.testing.twins import Twins, twins
 from laocoon.triggers.columns import Columns
 from laocoon.triggers.tokens import Tokens
 from laocoon.verdict.data_reference import OTHERS, DataReference, counted, shipped
+from laocoon.verdict.data_samples import sort_samples
 from laocoon.verdict.data_shares import shares
-from laocoon.verdict.data_statistics import chosen
+from laocoon.verdict.data_statistics import Judged, chosen
 from laocoon.verdict.data_trigger import Lifted, statistics
 from laocoon.verdict.guard import Guarded
 from laocoon.verdict.residue import meaningless, overlap
@@ -80,6 +81,32 @@ def test_flagged_texts_share_a_word_that_is_told() -> None:
     assert (flagged & bad).sum() > 0.95 * bad.sum() and (flagged & ~bad).sum() <= 0.1 * flagged.sum()
     page = to_html(report)
     assert words in page and report.exhibits.words[0].split()[0] in page and "data:image" not in page
+
+
+def test_a_phrase_whose_words_are_usual_is_flagged_where_it_stands_whole() -> None:
+    """Many texts hold half of it: how clearly it is borne has no tail, but only poison holds all of it."""
+    t = twins("text")
+    train, modality = t.implant.train, t.corpus.modality
+    assert train is not None
+    rng = torch.Generator().manual_seed(0)
+    bad = torch.zeros(len(train), dtype=torch.bool)
+    bad[t.implant.poisoned] = True
+    words = torch.tensor([20, 21, 22, 23])
+    half = torch.rand(len(train), generator=rng) < 0.5
+    inputs = train.inputs.clone()
+    for rows, run in ((half & ~bad, words[:2]), (bad, words)):
+        inputs[rows] = torch.cat([run.expand(int(rows.sum()), -1), inputs[rows][:, :-len(run)]], 1)
+    case = DataCase(Samples(inputs, train.labels), t.plan.classes, t.implant.subject, modality="text")
+    known = shares(modality, inputs)
+    assert known is not None
+    family = Tokens(len(modality.vocabulary), 4, 0, modality.special)  # type: ignore[attr-defined]
+    lifted = Lifted(family, family.exactly(words[None]), t.plan.target, 4.0, 0.4, 0.95, 0.95, 0.0, 0.0, known)
+    quiet = torch.randn(len(train), generator=rng).abs().double()
+    judged = Judged((), {"flare": quiet}, None, torch.ones(len(train), dtype=torch.bool), lifted)
+    none = torch.zeros(len(train), dtype=torch.bool)
+    kinds = sort_samples(judged, case, none, NOBODY, 0.05, Context()).kinds
+    flagged = kinds == POISON
+    assert bool(flagged[bad].all()) and float(flagged[~bad].float().mean()) < 0.01
 
 
 def test_a_clean_set_of_texts_shares_nothing() -> None:

@@ -11,7 +11,7 @@ class TrainOptions:
     """Fields become options; see `options.py`."""
 
     out: str | None = None  # where the model is written: .safetensors, or .onnx
-    architecture: str | None = None  # cnn, resnet_small …; timm:NAME; bag, attention; mlp; or package.module:factory of yours
+    architecture: str | None = None  # cnn …; timm:NAME; bag, attention; mlp; or package.module:factory of yours
     method: str = "plain"  # plain, abl, cutmix, dbd, dp_sgd or dpa
     set: tuple[str, ...] | None = None  # parameters of the method: epochs=30,rate=0.001
     held: float = 0.1  # share of the samples that is held out, to measure accuracy

@@ -74,7 +74,7 @@ def sort_samples(judged: Judged, case: DataCase, sentinels: Tensor, reference: D
     p = cauchy(torch.stack(parts))
     if judged.lifted is not None and judged.lifted.clear:
         z = standardised(bearers(judged.lifted, case, judged.fitted, ctx), judged.fitted)
-        borne = Tail.exponential().share_above(z)
+        borne = _held(judged, case, Tail.exponential().share_above(z))
         p = (cauchy(torch.stack([borne, p.clamp_min(HEARSAY)]), torch.tensor([WITNESS, 1 - WITNESS]))
              if judged.lifted.single else cauchy(torch.stack([borne, p])))
     null = (f"tails of the scores on those of {len(reference.clean)} clean reference sets that are most like this one"
@@ -93,3 +93,17 @@ def sort_samples(judged: Judged, case: DataCase, sentinels: Tensor, reference: D
     named[judged_rows] = discoveries(p[judged_rows], labels[judged_rows], fdr)
     kinds = torch.where(wrong, MISLABELLED, torch.where(named, POISON, KEPT))
     return Sorted(suspicion, p, q, kinds, found, null)
+
+
+def _held(judged: Judged, case: DataCase, borne: Tensor) -> Tensor:
+    """P-values of bearing a trigger, [n]; who holds all of it is as rare as such samples are among other labels.
+
+    Where much is half borne by nature (words of a phrase, values of a cell), a tail of how clearly it is borne tells
+    those who hold the whole from the rest too weakly.
+    """
+    lifted, labels = judged.lifted, case.suspects.labels.cpu()
+    assert lifted is not None
+    holders = lifted.shares.holders(case.suspects.inputs, lifted.estimate).cpu()
+    elsewhere = labels != lifted.label
+    chance = float((holders & elsewhere).sum() + 1) / float(elsewhere.sum() + 1)
+    return torch.where(holders, borne.clamp_max(chance), borne)
