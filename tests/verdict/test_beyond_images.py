@@ -84,7 +84,7 @@ def test_flagged_texts_share_a_word_that_is_told() -> None:
 
 
 def test_a_phrase_whose_words_are_usual_is_flagged_where_it_stands_whole() -> None:
-    """Many texts hold half of it: how clearly it is borne has no tail, but only poison holds all of it."""
+    """Many texts hold a part of it: how clearly it is borne has no tail, but only poison holds all of it."""
     t = twins("text")
     train, modality = t.implant.train, t.corpus.modality
     assert train is not None
@@ -92,9 +92,9 @@ def test_a_phrase_whose_words_are_usual_is_flagged_where_it_stands_whole() -> No
     bad = torch.zeros(len(train), dtype=torch.bool)
     bad[t.implant.poisoned] = True
     words = torch.tensor([20, 21, 22, 23])
-    half = torch.rand(len(train), generator=rng) < 0.5
+    part = torch.randint(0, 4, (len(train),), generator=rng)
     inputs = train.inputs.clone()
-    for rows, run in ((half & ~bad, words[:2]), (bad, words)):
+    for rows, run in (*(((part == k) & ~bad, words[:k]) for k in (1, 2, 3)), (bad, words)):
         inputs[rows] = torch.cat([run.expand(int(rows.sum()), -1), inputs[rows][:, :-len(run)]], 1)
     case = DataCase(Samples(inputs, train.labels), t.plan.classes, t.implant.subject, modality="text")
     known = shares(modality, inputs)
