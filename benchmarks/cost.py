@@ -206,8 +206,8 @@ def table(rows: list[dict[str, Any]], command: str) -> str:
                   f"pixels, 10 classes, made-up data on which it is right in {s['accuracy']:.0%}), 20 clean samples a "
                   f"class: {s['clock']:.0f} s by the clock on two threads, {s['seconds']:.0f} s of the processor, "
                   f"{s['passes']:,.0f} passes; its answer, on noise that no picture resembles: {s['verdict']}. The "
-                  f"engine's patch search makes {s['share']:.2f} of the passes per second of the bare forward and input "
-                  "gradient (one thread).", ""]
+                  f"engine's patch search makes {s['share']:.2f} of the passes per second of the bare forward and "
+                  "input gradient (one thread).", ""]
     for s in (r for r in rows if not r["classes"]):
         parts = ", ".join(f"{name} {m[1] * 1000:.0f} ms" for name, m in s["methods"].items())
         lines += ["## Stages that need no search", "",
