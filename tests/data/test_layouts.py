@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -13,13 +14,16 @@ import pytest
 import torch
 from PIL import Image
 
+from laocoon.core.cases import Samples
 from laocoon.core.errors import BrokenFile, InputError
 from laocoon.core.report import Verdict
+from laocoon.core.subject import Subject
 from laocoon.files.images_source import DataOptions
 from laocoon.files.open import load_model
 from laocoon.files.samples import load_data
 from laocoon.modalities.raw import ModelOptions
-from laocoon.verdict.scan import scan
+from laocoon.modalities.tabular import Tabular
+from laocoon.verdict.scan import _at_chance, scan
 
 COUNT, CLASSES = 30, 3
 
@@ -383,3 +387,15 @@ def test_at_chance_there_is_no_verdict(options, change, cause, colours, tmp_path
 def test_unlabelled_samples_are_never_at_chance(subject, tmp_path):
     report = verdict(subject, load_data(npz(tmp_path, images=255 - pictures()[0]), subject))
     assert report.examined and report.subject["accuracy"] is None
+
+
+@pytest.mark.parametrize(("right", "chance"), [(29, False), (26, True)])
+def test_better_than_chance_with_two_classes(right, chance):
+    """29 of 40 are luck in 3 of 1,000 cases, 26 in 40: one may be judged, the other is not told to swap its classes."""
+    labels = torch.arange(40) % 2
+    answers = torch.where(torch.arange(40) < right, labels, 1 - labels)
+    inputs = torch.nn.functional.one_hot(answers, 2).float()
+    module = torch.nn.Identity()
+    said = _at_chance(Subject(module, Tabular.unknown(("a", "b")), 2, (2,)), Samples(inputs, labels),
+                      SimpleNamespace(accuracy=right / 40, given=40))
+    assert bool(said) == chance and "another order" not in said, said

@@ -36,6 +36,7 @@ from laocoon.verdict.schedule import Schedule, plan
 # because a defence never imports an attack.
 Planter = Callable[[Subject, Samples, int, Context], Iterable["Plant"]]
 # Without one of these a scan may accuse, but never say NO_EVIDENCE.
+LUCK = 0.01  # p-value of being right as often by chance, from which on a model is taken to be at chance
 CORE_METHODS = ("trigger_inversion", "sparse_rs", "text_inversion", "tabular_query_inversion", "decree",
                 "text_collapse")
 
@@ -165,9 +166,9 @@ def _at_chance(subject: Subject, data: Samples | None, prepared: Prepared) -> st
         return ""
     n = prepared.given
     right = round(prepared.accuracy * n)
-    if binomtest(right, n, 1 / subject.classes, alternative="greater").pvalue < 1e-3:
+    if binomtest(right, n, 1 / subject.classes, alternative="greater").pvalue < LUCK:
         return ""
-    if (1 / subject.classes) ** n >= 1e-3:  # even all right could be luck
+    if (1 / subject.classes) ** n >= LUCK:  # even all right could be luck
         return f"{n} labelled sample{'s' * (n > 1)} cannot show that the model works: no verdict; pass more with --data"
     said = f"the model is right on {right} of {n} labelled samples, no better than chance: no verdict"
     trials: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -192,7 +193,7 @@ def _at_chance(subject: Subject, data: Samples | None, prepared: Prepared) -> st
     mapped = 0
     for label in data.labels.unique().tolist():
         mapped += int(torch.bincount(guess[data.labels == label]).max())
-    if mapped > 0.6 * n and n >= 4 * subject.classes:
+    if mapped > max(0.6 * n, right + 0.2 * n) and n >= 4 * subject.classes:
         return f"{said}; the classes are probably numbered in another order: check the names of the class folders"
     if data.inputs.dim() != 4:
         return f"{said}; check that the data belong to the model, and the order of the classes"
