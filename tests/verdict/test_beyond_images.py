@@ -24,7 +24,7 @@ from laocoon.triggers.columns import Columns
 from laocoon.triggers.tokens import Tokens
 from laocoon.verdict.data_reference import OTHERS, DataReference, counted, shipped
 from laocoon.verdict.data_samples import sort_samples
-from laocoon.verdict.data_shares import shares
+from laocoon.verdict.data_shares import Shares, shares
 from laocoon.verdict.data_statistics import Judged, chosen
 from laocoon.verdict.data_trigger import Lifted, statistics
 from laocoon.verdict.guard import Guarded
@@ -41,6 +41,17 @@ def data_of(t: Twins, *, clean: bool = False) -> TrainingSet:
     train = t.plan.train if clean else t.implant.train
     assert train is not None
     return in_memory(replace(train, modality=t.corpus.modality), 2)
+
+
+def poisoned(t: Twins) -> tuple[Samples, Shares, torch.Tensor]:
+    """The training set, what its modality can share, and which samples were changed, bool [n]."""
+    train = t.implant.train
+    assert train is not None
+    known = shares(t.corpus.modality, train.inputs)
+    assert known is not None
+    bad = torch.zeros(len(train), dtype=torch.bool)
+    bad[t.implant.poisoned] = True
+    return train, known, bad
 
 
 def test_a_training_set_holds_every_modality() -> None:
@@ -130,12 +141,7 @@ def test_poisoned_rows_stand_out_and_are_shown_in_words() -> None:
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_what_suspects_share_is_lifted_and_borne(modality: str) -> None:
     t = twins(modality)
-    train = t.implant.train
-    assert train is not None
-    known = shares(t.corpus.modality, train.inputs)
-    assert known is not None
-    bad = torch.zeros(len(train), dtype=torch.bool)
-    bad[t.implant.poisoned] = True
+    train, known, bad = poisoned(t)
     suspects, pool = train.inputs[bad], train.inputs[~bad & (train.labels != t.plan.target)]
     found = known.estimates(suspects, pool)
     assert found and not known.estimates(pool[:40], pool[40:])
@@ -151,12 +157,7 @@ def test_what_suspects_share_is_lifted_and_borne(modality: str) -> None:
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_a_trigger_whose_holders_are_labelled_both_ways_is_worth_nothing(modality: str) -> None:
     t = twins(modality)
-    train = t.implant.train
-    assert train is not None
-    known = shares(t.corpus.modality, train.inputs)
-    assert known is not None
-    bad = torch.zeros(len(train), dtype=torch.bool)
-    bad[t.implant.poisoned] = True
+    train, known, bad = poisoned(t)
     found = known.estimates(train.inputs[bad], train.inputs[~bad & (train.labels != t.plan.target)])
     best = found[-1] if modality == "tabular" else found[0]
     holders = known.holders(train.inputs, best)

@@ -152,7 +152,7 @@ PLANTED_COUNT: dict[Split, dict[str, int]] = {  # per kind
 
 # More for the fusion split: of what is hard to find, to choose by; and of 43 classes enough of the core kinds, as power
 # is told from models of the nearest number of classes.
-HARD: dict[str, tuple[str, ...]] = {
+EXTRA: dict[str, tuple[str, ...]] = {
     "gtsrb": ("patch", "blended"),
     "digits": ("warp", "sinusoid_clean_label"),
     "mnist": ("warp", "sinusoid_clean_label", "blended_smooth"),
@@ -175,8 +175,8 @@ def specifications(split: Split, data: str) -> Iterator[Specification]:
         architecture = layout[i % len(layout)]
         yield Specification(data, architecture, kind, offset + i, split, samples, epochs)
     if split == "fusion":
-        hard = itertools.product([k for k in HARD.get(data, ()) if k in KINDS], LAYOUT[data][:4])
-        for i, (kind, architecture) in enumerate(hard):
+        extra = itertools.product([k for k in EXTRA.get(data, ()) if k in KINDS], LAYOUT[data][:4])
+        for i, (kind, architecture) in enumerate(extra):
             yield Specification(data, architecture, kind, offset + 50_000 + i, split, samples, epochs)
     if split != "calibration" and data in MORE_DATA:
         for i, kind in enumerate(MORE):  # split and data shift the networks, so that each attack meets several
