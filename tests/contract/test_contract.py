@@ -56,7 +56,7 @@ def test_catalogue_holds_each_modality() -> None:
 
 @pytest.mark.parametrize(("modality", "goal"), [
     *((modality, "all-to-one") for modality in (*TWINS, *ENCODERS)), ("image", "source-to-target"),
-    ("image", "all-to-all")])
+    ("image", "all-to-all"), ("image", "whole-image")])
 def test_twins_are_what_they_say(modality: str, goal: str) -> None:
     pair = twins(modality, goal)
     assert pair.success > 0.9, "the planted twin's backdoor did not take"

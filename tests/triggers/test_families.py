@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 from laocoon.triggers.additive import Additive
 from laocoon.triggers.generator import Generator
 from laocoon.triggers.patch import Patch
+from laocoon.triggers.smooth import Smooth
+from laocoon.triggers.spectral import Spectral
 from laocoon.triggers.tone import Tone
 from laocoon.triggers.warp import Warp
 
-FAMILIES = [Patch(), Additive(), Warp(), Tone(), Generator()]
+FAMILIES = [Patch(), Additive(), Warp(), Tone(), Smooth(), Spectral(), Generator()]
 ids = [f.name for f in FAMILIES]
 
 

@@ -38,7 +38,7 @@ class Card:
     needs: frozenset[Capability]
     misses: str
     summary: str = ""
-    goal: str = "all-to-one"  # or "source-to-target", "all-to-all"
+    goal: str = "all-to-one"  # or "source-to-target", "all-to-all"; "whole-image": all-to-one, with no patch
     quick: dict[str, Any] = field(default_factory=dict)
     fails: dict[str, str] = field(default_factory=dict)
 

@@ -69,6 +69,13 @@ class SearchedFamily(TriggerFamily, Protocol):
         """A size past which a trigger replaces the input rather than marks it."""
 
 
+class VariedFamily(SearchedFamily, Protocol):
+    """A searched family whose landscape has many valleys: a search starts from the best of many examples."""
+
+    def variety(self, like: Tensor, *, rng: torch.Generator) -> dict[str, Tensor]:
+        """Leaves of strong examples, as different as the family allows, in the place of arms."""
+
+
 class Detector(ABC):
     """Examines a model. Subclasses are frozen dataclasses and write only `findings`."""
 

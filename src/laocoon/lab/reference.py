@@ -27,8 +27,10 @@ GREY = ("digits", "mnist")
 WEIGHTS: dict[str, float] = {
     "trigger_inversion.patch": 1.0,
     "trigger_inversion.additive": 1.0,
-    "trigger_inversion.warp": 1.0,
-    "trigger_inversion.tone": 1.0,
+    "whole_image_inversion.warp": 1.0,
+    "whole_image_inversion.tone": 1.0,
+    "whole_image_inversion.smooth": 1.0,
+    "whole_image_inversion.spectral": 1.0,
     "mm_bd.margin": 1.0,  # its companion rule, mm_bd.cso, agrees nearly always and is not counted twice
     "all_to_all_inversion.patch": 1.0,
     "all_to_all_inversion.additive": 1.0,

@@ -158,6 +158,10 @@ EXTRA: dict[str, tuple[str, ...]] = {
     "mnist": ("warp", "sinusoid_clean_label", "blended_smooth"),
     "cifar10": ("warp", "filter", "sinusoid_clean_label", "blended_smooth"),
 }
+# Clean ones of the architecture that the plan's turns gave the fusion split none or few of: what a clean model is
+# expected to score is fitted there.
+EXTRA_CLEAN: dict[str, tuple[str, ...]] = {
+    "mnist": ("resnet_small",) * 8, "cifar10": ("resnet_small",) * 3, "gtsrb": ("resnet_small",) * 2}
 MORE_DATA = ("mnist", "cifar10")  # one specimen of every later attack in the fusion and in the sealed split
 
 
@@ -178,6 +182,8 @@ def specifications(split: Split, data: str) -> Iterator[Specification]:
         extra = itertools.product([k for k in EXTRA.get(data, ()) if k in KINDS], LAYOUT[data][:4])
         for i, (kind, architecture) in enumerate(extra):
             yield Specification(data, architecture, kind, offset + 50_000 + i, split, samples, epochs)
+        for i, architecture in enumerate(EXTRA_CLEAN.get(data, ())):
+            yield Specification(data, architecture, "clean", offset + 70_000 + i, split, samples, epochs)
     if split != "calibration" and data in MORE_DATA:
         for i, kind in enumerate(MORE):  # split and data shift the networks, so that each attack meets several
             turn = i + (split == "sealed") + 2 * (data == "mnist")

@@ -15,6 +15,7 @@ from torch import nn
 
 from laocoon.attacks.bad_encoder import BadEncoder
 from laocoon.attacks.badnets import BadNets
+from laocoon.attacks.blended import Blended
 from laocoon.attacks.tabular_badnets import TabularBadNets
 from laocoon.attacks.text_badnets import TextBadNets
 from laocoon.core.cases import ModelCase, Samples
@@ -112,6 +113,7 @@ def twins(modality: str, goal: str = "all-to-one") -> Twins:
     """The twins of a modality, with a backdoor of one kind of goal; trained once a process."""
     if modality == "image":
         attacks = {"all-to-one": BadNets(rate=0.1, side=4),
+                   "whole-image": Blended(rate=0.15, strength=0.25, pattern="smooth"),
                    "source-to-target": BadNets(rate=0.05, side=4, mode="source", cover_rate=0.15),
                    "all-to-all": BadNets(rate=0.4, side=4, mode="all-to-all")}
         return make_twins(digits(), attacks[goal], epochs=8, target=3, each=8, seed=3)

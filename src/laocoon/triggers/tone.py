@@ -17,6 +17,7 @@ class Tone:
     unit: str = "grey levels rms"
     rate: float = 0.03  # step of a search, in the units of the leaves
     scale: float = 20.0  # a typical size, in `unit`
+    count: int = 200  # examples in a variety
 
     def blank(self, like: Tensor, arms: int, *, rng: torch.Generator) -> dict[str, Tensor]:
         c = like.shape[1]
@@ -25,6 +26,14 @@ class Tone:
             "offset": (0.02 * torch.randn(arms, c, generator=rng)).to(like),
             "curve": (0.02 * torch.randn(arms, c, generator=rng)).to(like),
         }
+
+    def variety(self, like: Tensor, *, rng: torch.Generator) -> dict[str, Tensor]:
+        """Filters as strong as those of photo applications; one in ten leaves the channels apart."""
+        n, c = self.count, like.shape[1]
+        mixed = (torch.rand(n, 1, 1, generator=rng) < 0.9).float()
+        return {"matrix": (torch.eye(c) + 0.35 * mixed * torch.randn(n, c, c, generator=rng)).to(like),
+                "offset": (0.2 * torch.randn(n, c, generator=rng)).to(like),
+                "curve": (0.4 * torch.randn(n, c, generator=rng)).to(like)}
 
     def stamp(self, batch: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
         if batch.dim() == 4:

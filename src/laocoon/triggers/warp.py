@@ -19,9 +19,20 @@ class Warp:
     unit: str = "px displacement"
     rate: float = 0.15  # step of a search, in the units of the leaves
     scale: float = 1.0  # a typical size, in `unit`
+    count: int = 200  # examples in a variety
+    strength: float = 0.1  # displacement of an example, as a share of the width
 
     def blank(self, like: Tensor, arms: int, *, rng: torch.Generator) -> dict[str, Tensor]:
         return {"flow": (torch.randn(arms, 2, self.grid, self.grid, generator=rng) * 0.3).to(like)}
+
+    def variety(self, like: Tensor, *, rng: torch.Generator) -> dict[str, Tensor]:
+        """Fields from as smooth as a shear (a grid of 2) to as rough as the grid allows."""
+        flows = []
+        for side in torch.randint(2, self.grid + 1, (self.count,), generator=rng).tolist():
+            coarse = torch.rand(1, 2, side, side, generator=rng) * 2 - 1
+            fine = functional.interpolate(coarse, size=(self.grid, self.grid), mode="bicubic", align_corners=True)
+            flows.append(fine * self.strength * like.shape[-1] / fine.pow(2).sum(1).sqrt().mean())
+        return {"flow": torch.cat(flows).to(like)}
 
     def stamp(self, batch: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
         flow = trigger["flow"]

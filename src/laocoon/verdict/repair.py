@@ -92,7 +92,7 @@ def repair(subject: Subject, data: Samples, *, earlier: ScanReport | Scanned | N
     if full is not None:
         chosen += suspicious(full)
     elif not chosen and before.verdict == Verdict.SUSPICIOUS.value:
-        chosen += _towards(scanned(subject, "scan-triggers", (_searcher(subject),)), before.target_classes)
+        chosen += _towards(scanned(subject, "scan-triggers", _searchers(subject)), before.target_classes)
     found_nothing = before.verdict == Verdict.NO_EVIDENCE.value and not candidates
     cause = "" if force or candidates else _leave_alone(before)
     limit = min(max_drop, HARMLESS) if found_nothing else max_drop
@@ -205,9 +205,10 @@ def _towards(report: ScanReport, targets: Sequence[int]) -> list[Candidate]:
     return named[:1] or list(report.candidates[:1])
 
 
-def _searcher(subject: Subject) -> str:
-    """The method that recovers triggers of a modality."""
-    return {"text": "text_inversion", "tabular": "tabular_inversion"}.get(subject.modality.name, "trigger_inversion")
+def _searchers(subject: Subject) -> tuple[str, ...]:
+    """The methods that recover triggers of a modality."""
+    others = {"text": ("text_inversion",), "tabular": ("tabular_inversion",)}
+    return others.get(subject.modality.name, ("trigger_inversion", "whole_image_inversion"))
 
 
 def _leave_alone(before: Scanned) -> str:

@@ -1,9 +1,10 @@
 """Trigger inversion over several trigger families, every target class at once.
 
-After Neural Cleanse (Wang et al., S&P 2019) for patch and mask; the other families run through the same engine
-(`recipes/inversion.py`). Departures: all classes are arms of one batch; the weight of the size term moves
-continuously; above `most` classes a short screening keeps the most promising arms and as many random ones
-(K-Arm, Shen et al., ICML 2021, as successive halving), so that the reference stays representative.
+After Neural Cleanse (Wang et al., S&P 2019) for patch and mask; perturbations run through the same engine
+(`recipes/inversion.py`), families that change the whole image in `whole_image_inversion`. Departures: all classes are
+arms of one batch; the weight of the size term moves continuously; above `most` classes a short screening keeps the
+most promising arms and as many random ones (K-Arm, Shen et al., ICML 2021, as successive halving), so that the
+reference stays representative.
 
 The statistic of a class is log(median size / size): scale-free, comparable across models. The published decision
 rule (an outlier index within the model) is not used: it fires on half of all clean models.
@@ -22,37 +23,35 @@ from laocoon.core.candidate import Candidate
 from laocoon.core.card import Capability, Card
 from laocoon.core.cases import ModelCase, Samples
 from laocoon.core.context import Context
-from laocoon.core.goal import all_to_one
 from laocoon.core.methods import Detector, SearchedFamily
 from laocoon.core.report import Finding
 from laocoon.recipes.folding import folded
 from laocoon.recipes.inversion import Forward, Recovered, Search, invert
+from laocoon.recipes.smallest import smallest
 from laocoon.triggers.additive import Additive
 from laocoon.triggers.generator import Generator
 from laocoon.triggers.patch import Patch
-from laocoon.triggers.tone import Tone
-from laocoon.triggers.warp import Warp
 
-FAMILIES: dict[str, SearchedFamily] = {f.name: f for f in (Patch(), Additive(), Warp(), Tone(), Generator())}
+FAMILIES: dict[str, SearchedFamily] = {f.name: f for f in (Patch(), Additive(), Generator())}
 
-SHARE = {"patch": 1.0, "additive": 0.8, "warp": 0.6, "tone": 0.5, "generator": 1.0}  # of `steps`
+SHARE = {"patch": 1.0, "additive": 0.8, "generator": 1.0}  # of `steps`
 
 
 @dataclass(frozen=True)
 class TriggerInversion(Detector):
     """Search the smallest trigger of every family towards every class."""
 
-    families: tuple[str, ...] = ("patch", "additive", "warp", "tone")
-    steps: int = 80  # of the patch search; the smoother families need fewer
+    families: tuple[str, ...] = ("patch", "additive")
+    steps: int = 80  # of the patch search
     batch: int = 20  # samples per class and step
     most: int = 24  # above so many classes, screen first
     keep: int = 10  # candidates handed on, per family: the best and, as natural controls, the next
 
     card: ClassVar[Card] = Card(
-        name="trigger_inversion", paper="Neural Cleanse (2019), K-Arm (2021), extended to four trigger families",
+        name="trigger_inversion", paper="Neural Cleanse (2019), K-Arm (2021), extended to perturbations",
         url="https://doi.org/10.1109/SP.2019.00031", modalities=frozenset({"image"}),
         needs=frozenset({Capability.GRADIENT, Capability.CLEAN}),
-        summary="Searches the smallest patch, perturbation, warp and photo filter towards every class, in one batch.",
+        summary="Searches the smallest patch and the smallest perturbation towards every class, in one batch.",
         misses="sample-specific and quantisation triggers; triggers towards most classes at once, which make a small "
                "size the norm; source-specific triggers that need their source class; triggers as strong as the "
                "picture, blended in at a half or more; on the sealed test (default budget) two of three warps, and "
@@ -72,7 +71,7 @@ class TriggerInversion(Detector):
                 ctx.progress(self.card.name, (n + share) / len(self.families), f"searching {f} triggers")
 
             arms, found = self._search(forward, family, everything, case.fit, search, ctx, note)
-            yield from self._judge(arms, found, family, classes)
+            yield from smallest(self.card.name, family, arms, found, classes, self.keep)
 
     def _search(self, forward: Forward, family: SearchedFamily, everything: Tensor, fit: Samples, search: Search,
                 ctx: Context, note: object) -> tuple[Tensor, Recovered]:
@@ -92,20 +91,3 @@ class TriggerInversion(Detector):
         arms = torch.cat([promising, others]).sort().values
         start = {k: v.detach() for k, v in family.select(first.trigger, arms.to(fit.inputs.device)).items()}
         return arms, invert(forward, family, everything[arms], fit, search, ctx, start=start, note=note)  # type: ignore[arg-type]
-
-    def _judge(self, arms: Tensor, found: Recovered, family: SearchedFamily,
-               classes: int) -> Iterator[Finding | Candidate]:
-        logs = found.effective.log().cpu()
-        margin = logs.median() - logs
-        for row in margin.argsort(descending=True).tolist():
-            target, size, success = int(arms[row]), float(found.size[row]), float(found.success[row])
-            yield Finding(
-                rule=f"trigger_inversion.{family.name}", where=f"class {target}", score=float(margin[row]),
-                target_classes=(target,),
-                explanation=f"a {family.name} trigger of {size:.3g} {family.unit} sends {success:.0%} of the samples "
-                            f"to class {target}; the median class needs {float(found.effective.median()):.3g}",
-                numbers={"size": size, "success": success})
-        for row in margin.argsort(descending=True)[:self.keep].tolist():
-            one = family.select(found.trigger, torch.tensor([row], device=found.size.device))
-            yield Candidate(family, {k: v.detach() for k, v in one.items()}, all_to_one(int(arms[row]), classes),
-                            float(found.size[row]), float(found.success[row]), self.card.name)
