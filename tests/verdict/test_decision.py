@@ -185,8 +185,9 @@ def test_a_model_is_measured_against_what_is_expected_of_its_like():
     score = lambda row, group: fuse({rule: row}, scales, 10, group).score  # noqa: E731
     assert score(even, "") == pytest.approx((1.0 - (0.5 - 0.1)) / 0.5)  # what is not known is taken to be the mean
     assert score(even, "colour") > score(even, "grey") > score(uneven, "grey")
-    wide = {rule: replace(scales[rule], spreads={"grey": 1.0})}
-    assert fuse({rule: even}, wide, 10, "grey").score == pytest.approx(score(even, "grey") / 2)
+    apart = {rule: replace(scales[rule], groups={"grey": Scale(0.8, 0.1)})}
+    assert fuse({rule: even}, apart, 10, "grey").score == pytest.approx((1.0 - 0.8) / 0.1)
+    assert fuse({rule: even}, apart, 10, "colour").score == score(even, "colour")
     # A planted class makes a model stand out, not its like expected of it.
     planted = [9.0, *even[1:]]
     assert covariates({rule: planted}, 10, "grey") == known

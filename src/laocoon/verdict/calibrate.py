@@ -78,8 +78,10 @@ def group_of(modality: str, shape: Sequence[int]) -> str:
 def parse(text: str) -> Reference:
     """A reference from its JSON."""
     data = json.loads(text)
-    scales = {rule: Scale(location, spread, weight, {k: (b, mean) for k, (b, mean) in slopes.items()}, spreads)
-              for rule, (location, spread, weight, slopes, spreads) in data["scales"].items()}
+    pairs = lambda slopes: {k: (b, mean) for k, (b, mean) in slopes.items()}  # noqa: E731
+    own = lambda groups: {g: Scale(at, wide, 1.0, pairs(slopes)) for g, (at, wide, slopes) in groups.items()}  # noqa: E731
+    scales = {rule: Scale(location, spread, weight, pairs(slopes), own(groups))
+              for rule, (location, spread, weight, slopes, groups) in data["scales"].items()}
     row = lambda d: Row(d["digest"], d["data"], d["architecture"], d["kind"], d["classes"], d["table"],  # noqa: E731
                         d.get("attack_success"), tuple(d.get("targets", ())), d.get("group", ""))
     return Reference(scales, tuple(map(row, data["clean"])), tuple(map(row, data["planted"])),

@@ -1,12 +1,12 @@
 """From the statistics of all methods to one scalar and one score per class.
 
-Every rule's statistic is put on the scale of the clean models of the fusion split: z = (s − location) / spread,
-where location and spread describe a clean model's *largest* value over its classes (so the number of classes and the
-look over all of them are paid for there). The location is a regression on what can be seen of a model whether or not
-one class is planted: whether its inputs are grey, how many classes it has, and how much these differ anyway, as the
-quartile range of the patch and additive statistics over classes. Models whose classes differ widely have large largest
-values when clean; with one location for all, those models raised the false alarms and hid the weak backdoors of the
-others. Grey and colour inputs have a spread of their own. z is clipped, weighted, and combined over the rules that
+Every rule's statistic is put on the scale of the clean models of the fusion split: z = (s − location) / spread, where
+location and spread describe a clean model's *largest* value over its classes (so the number of classes and the look
+over all of them are paid for there). The location is a regression on what can be seen of a model whether or not one
+class is planted: how many classes it has, and how much these differ anyway, as the quartile range of three of the
+statistics over classes. Models whose classes differ widely have large largest values when clean; with one location
+for all, those models raised the false alarms and hid the weak backdoors of the others. Grey and colour inputs have a
+scale of their own: what moves one hardly moves the other. z is clipped, weighted, and combined over the rules that
 point to the same class by a p-norm: a sum lets the oddities that natural classes share over methods add up to an
 accusation (MNIST's 8 is easy to reach by any trigger), a maximum forgets that a planted class is odd to several
 methods. p = 3 was chosen on the fusion split. Rules that name no class stand alone. The score is the largest; it says
@@ -35,15 +35,18 @@ class Scale:
     spread: float
     weight: float = 1.0
     slopes: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # covariate -> slope, mean on clean models
-    spreads: Mapping[str, float] = field(default_factory=dict)  # of models with grey or colour inputs
+    groups: Mapping[str, Scale] = field(default_factory=dict)  # of models with grey or colour inputs alone
 
     def standard(self, value: float, known: Mapping[str, float], group: str = "") -> float:
         """z of a value on a model with these covariates; one that is not known is taken to be the mean."""
-        expected = self.location + sum(b * (known.get(k, mean) - mean) for k, (b, mean) in self.slopes.items())
-        return (value - expected) / self.spreads.get(group, self.spread)
+        own = self.groups.get(group, self)
+        expected = own.location + sum(b * (known.get(k, mean) - mean) for k, (b, mean) in own.slopes.items())
+        return (value - expected) / own.spread
 
 
-SPREADS = ("patch", "additive")  # families whose quartile range over classes is a covariate
+# Rules whose quartile range over classes is a covariate: of a patch, of a perturbation and of a whole-image family.
+SPREADS = {"patch": "trigger_inversion.patch", "additive": "trigger_inversion.additive",
+           "tone": "whole_image_inversion.tone"}
 LEAST_CLASSES = 4  # for a quartile range
 
 
@@ -53,8 +56,8 @@ def covariates(table: Statistics, classes: int, group: str) -> dict[str, float]:
     found = {"classes": NormalDist().inv_cdf((classes - 0.375) / (classes + 0.25))}
     if group:
         found["grey"] = float(group == "grey")
-    for name in SPREADS:
-        values = [v for v in table.get(f"trigger_inversion.{name}", ()) if v is not None]
+    for name, rule in SPREADS.items():
+        values = [v for v in table.get(rule, ()) if v is not None]
         if len(values) >= LEAST_CLASSES:
             low, high = np.quantile(values, (0.25, 0.75))
             found[name] = float(high - low)
