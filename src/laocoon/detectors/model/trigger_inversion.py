@@ -52,10 +52,9 @@ class TriggerInversion(Detector):
         url="https://doi.org/10.1109/SP.2019.00031", modalities=frozenset({"image"}),
         needs=frozenset({Capability.GRADIENT, Capability.CLEAN}),
         summary="Searches the smallest patch and the smallest perturbation towards every class, in one batch.",
-        misses="sample-specific and quantisation triggers; triggers towards most classes at once, which make a small "
-               "size the norm; source-specific triggers that need their source class; triggers as strong as the "
-               "picture, blended in at a half or more; on the sealed test (default budget) two of three warps, and "
-               "photo filters and clean-label sinusoids of weak models altogether",
+        misses="triggers that change the whole image (see whole_image_inversion); sample-specific and quantisation "
+               "triggers; triggers towards most classes at once, which make a small size the norm; source-specific "
+               "triggers that need their source class; triggers as strong as the picture, blended in at a half or more",
         quick={"families": ("patch",), "steps": 80, "batch": 24})
 
     def findings(self, case: ModelCase, ctx: Context) -> Iterator[Finding | Candidate]:

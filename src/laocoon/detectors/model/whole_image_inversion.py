@@ -52,7 +52,8 @@ class WholeImageInversion(Detector):
                 "the best of some hundred examples.",
         misses="sample-specific and quantisation triggers; patterns of full detail as strong as the picture; waves of "
                "more than 16 cycles along an axis; triggers towards most classes at once, which make a small size the "
-               "norm; source-specific triggers",
+               "norm; source-specific triggers; on the sealed test photo filters and clean-label sinusoids of CIFAR-10 "
+               "models that are right in 60 %",
         goal="whole-image",
         quick={"families": ("smooth",), "steps": 80, "batch": 24})
 

@@ -1,0 +1,47 @@
+"""What a clean model is expected to score, fitted on rows as the reference file holds them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from laocoon.lab.scales import FLOOR, LEAST, scales
+from laocoon.verdict.calibrate import parse
+
+RULE = "trigger_inversion.patch"
+
+
+def rows(group: str, count: int, level: float, seed: int = 0) -> list[dict]:
+    rng = np.random.default_rng(seed)
+    return [{"group": group, "classes": 10, "table": {RULE: [round(level + 0.3 * float(rng.normal()), 3), *[0.0] * 9]}}
+            for _ in range(count)]
+
+
+def reference(found: dict):
+    return parse(json.dumps({"scales": found, "clean": [], "planted": [], "core": [], "provenance": {}}))
+
+
+def test_a_group_with_enough_models_is_judged_by_its_own():
+    found = scales([*rows("grey", 40, 0.5), *rows("colour", 40, 2.5)], {RULE: 0.7}, ("grey", "colour"))
+    scale = reference(found).scales[RULE]
+    assert scale.weight == 0.7 and set(scale.groups) == {"grey", "colour"}
+    known = {"classes": 1.54}
+    grey, colour = (scale.standard(level, known, group) for level, group in ((0.5, "grey"), (2.5, "colour")))
+    assert abs(grey) < 0.7 and abs(colour) < 0.7
+    assert scale.standard(2.5, known, "grey") > 4
+    assert abs(scale.standard(1.5, known, "")) < 1.5, "what is of no group is judged by all"
+
+
+def test_a_group_with_few_models_is_judged_by_all_and_few_models_give_no_scale():
+    found = scales([*rows("grey", 40, 0.5), *rows("colour", LEAST - 1, 2.5)], {RULE: 1.0}, ("grey", "colour"))
+    scale = reference(found).scales[RULE]
+    assert set(scale.groups) == {"grey"}
+    assert scale.standard(1.0, {}, "colour") == scale.standard(1.0, {}, "")
+    assert scales(rows("grey", LEAST - 1, 0.5), {RULE: 1.0}) == {}
+
+
+def test_models_that_all_agree_still_have_a_spread():
+    alike = [{"group": "grey", "classes": 10, "table": {RULE: [0.4, *[0.0] * 9]}} for _ in range(LEAST)]
+    scale = reference(scales(alike, {RULE: 1.0}, ("grey",))).scales[RULE]
+    assert scale.groups["grey"].spread == FLOOR and scale.groups["grey"].location == pytest.approx(0.4)
+    assert not scale.groups["grey"].slopes, "a covariate that never varies tells nothing"
