@@ -14,6 +14,7 @@ from laocoon.detectors.model.whole_image_inversion import FAMILIES, WholeImageIn
 from laocoon.modalities.image import Image
 from laocoon.recipes.inversion import Search, invert
 from laocoon.recipes.screening import LOST, SURE, screened
+from laocoon.recipes.smallest import contenders
 from laocoon.triggers.cosines import analysed, drawn
 from laocoon.triggers.spectral import Spectral
 
@@ -77,11 +78,11 @@ def test_the_detector_names_the_class_first(samples):
 
 
 def test_above_the_most_half_of_the_classes_are_the_promising_ones():
-    method, score = WholeImageInversion(most=6), torch.linspace(-5, -1, 40)
-    arms = method._arms(score, torch.Generator().manual_seed(0))
+    order = torch.arange(40).flip(0)  # the last is the most promising
+    arms = contenders(order, 6, torch.Generator().manual_seed(0))
     assert len(arms) == 6 == len(set(arms.tolist())) and {37, 38, 39} <= set(arms.tolist())
-    assert not torch.equal(arms, method._arms(score, torch.Generator().manual_seed(1)))
-    assert method._arms(score[:5], torch.Generator()).tolist() == [0, 1, 2, 3, 4]
+    assert not torch.equal(arms, contenders(order, 6, torch.Generator().manual_seed(1)))
+    assert contenders(order[-5:], 6, torch.Generator()).tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))

@@ -1,4 +1,4 @@
-"""What a search of all classes says: how much smaller a class's trigger is than the median class's."""
+"""Which classes a search looks at, and what it says: how much smaller a trigger is than the median class's."""
 
 from __future__ import annotations
 
@@ -12,6 +12,20 @@ from laocoon.core.goal import all_to_one
 from laocoon.core.methods import SearchedFamily
 from laocoon.core.report import Finding
 from laocoon.recipes.inversion import Recovered
+
+
+def contenders(order: Tensor, most: int, rng: torch.Generator) -> Tensor:
+    """The classes to search where there are more than `most`: half of them promising, half drawn from the rest.
+
+    order: all classes, the most promising first. The drawn ones keep the median that of an ordinary class.
+    """
+    if len(order) <= most:
+        return torch.arange(len(order))
+    promising, rest = order[:most // 2].cpu(), torch.ones(len(order), dtype=torch.bool)
+    rest[promising] = False
+    others = rest.nonzero().flatten()
+    others = others[torch.randperm(len(others), generator=rng)[:most // 2]]
+    return torch.cat([promising, others]).sort().values
 
 
 def smallest(method: str, family: SearchedFamily, arms: Tensor, found: Recovered, classes: int,

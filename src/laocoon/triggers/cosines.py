@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -27,3 +28,22 @@ def analysed(picture: Tensor, rows: int, columns: int) -> Tensor:
     down, across = waves(rows, height, picture), waves(columns, width, picture)
     found = down @ picture @ across.T
     return found / down.pow(2).sum(1)[:, None] / across.pow(2).sum(1)[None]
+
+
+class Cosines:
+    """What patterns of cosine waves, added to a picture, have in common.
+
+    Trigger: amplitude [arms, channels, rows, columns] of the waves, in [-1, 1].
+    """
+
+    def stamp(self, batch: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
+        return (batch + drawn(trigger["amplitude"], *batch.shape[-2:]).unsqueeze(1)).clamp(0, 1)
+
+    def project(self, trigger: Mapping[str, Tensor]) -> None:
+        trigger["amplitude"].clamp_(-1, 1)
+
+    def select(self, trigger: Mapping[str, Tensor], arms: Tensor) -> dict[str, Tensor]:
+        return {k: v[arms] for k, v in trigger.items()}
+
+    def shrink(self, trigger: Mapping[str, Tensor], factor: Tensor) -> dict[str, Tensor]:
+        return {"amplitude": trigger["amplitude"] * factor[:, None, None, None]}

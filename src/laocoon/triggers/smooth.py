@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from laocoon.triggers.cosines import drawn
+from laocoon.triggers.cosines import Cosines, drawn
 
 
 @dataclass(frozen=True)
-class Smooth:
+class Smooth(Cosines):
     """Trigger: amplitude [arms, channels, side, side] of cosine waves. Size: rms in grey levels (of 255).
 
     The same change of a picture as `Additive`, in a space of a hundred numbers: a search over all pixels ends in noise
@@ -38,20 +38,8 @@ class Smooth:
         rms = drawn(amplitude, h, w).pow(2).mean((1, 2, 3), keepdim=True).sqrt()
         return {"amplitude": (self.strength * amplitude / rms).to(like)}
 
-    def stamp(self, batch: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
-        return (batch + drawn(trigger["amplitude"], *batch.shape[-2:]).unsqueeze(1)).clamp(0, 1)
-
     def size(self, trigger: Mapping[str, Tensor], batch: Tensor) -> Tensor:
         return drawn(trigger["amplitude"], *batch.shape[-2:]).pow(2).mean((1, 2, 3)).add(1e-10).sqrt() * 255
-
-    def project(self, trigger: Mapping[str, Tensor]) -> None:
-        trigger["amplitude"].clamp_(-1, 1)
-
-    def select(self, trigger: Mapping[str, Tensor], arms: Tensor) -> dict[str, Tensor]:
-        return {k: v[arms] for k, v in trigger.items()}
-
-    def shrink(self, trigger: Mapping[str, Tensor], factor: Tensor) -> dict[str, Tensor]:
-        return {"amplitude": trigger["amplitude"] * factor[:, None, None, None]}
 
     def largest(self, like: Tensor) -> float:
         return 80.0

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from laocoon.triggers.cosines import analysed, drawn
+from laocoon.triggers.cosines import Cosines, analysed
 
 
 @dataclass(frozen=True)
-class Spectral:
+class Spectral(Cosines):
     """Trigger: amplitude [arms, channels, side, side] of cosine waves. Size: sum of the amplitudes, in grey levels.
 
     Sparse in frequencies as a patch is sparse in pixels. Pictures with more than `side` pixels along an axis are
@@ -45,20 +45,8 @@ class Spectral:
             for u, v in pairs for phase in (0.0, 0.5 * math.pi, math.pi, 1.5 * math.pi)])
         return {"amplitude": (self.strength * amplitude).unsqueeze(1).expand(-1, c, -1, -1).contiguous().to(like)}
 
-    def stamp(self, batch: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
-        return (batch + drawn(trigger["amplitude"], *batch.shape[-2:]).unsqueeze(1)).clamp(0, 1)
-
     def size(self, trigger: Mapping[str, Tensor], batch: Tensor) -> Tensor:
         return trigger["amplitude"].abs().sum((1, 2, 3)) * 255 + 1e-3
-
-    def project(self, trigger: Mapping[str, Tensor]) -> None:
-        trigger["amplitude"].clamp_(-1, 1)
-
-    def select(self, trigger: Mapping[str, Tensor], arms: Tensor) -> dict[str, Tensor]:
-        return {k: v[arms] for k, v in trigger.items()}
-
-    def shrink(self, trigger: Mapping[str, Tensor], factor: Tensor) -> dict[str, Tensor]:
-        return {"amplitude": trigger["amplitude"] * factor[:, None, None, None]}
 
     def largest(self, like: Tensor) -> float:
         return 8000.0

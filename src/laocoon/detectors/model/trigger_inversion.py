@@ -27,7 +27,7 @@ from laocoon.core.methods import Detector, SearchedFamily
 from laocoon.core.report import Finding
 from laocoon.recipes.folding import folded
 from laocoon.recipes.inversion import Forward, Recovered, Search, invert
-from laocoon.recipes.smallest import smallest
+from laocoon.recipes.smallest import contenders, smallest
 from laocoon.triggers.additive import Additive
 from laocoon.triggers.generator import Generator
 from laocoon.triggers.patch import Patch
@@ -80,13 +80,6 @@ class TriggerInversion(Detector):
         brief = Search(steps=max(6, min(25, 2400 // classes)), batch=max(6, min(self.batch, 3200 // classes)),
                        start=search.start)
         first = invert(forward, family, everything, fit, brief, ctx)
-        half = self.most // 2
-        score = first.effective * (1.5 - first.success)
-        promising = score.argsort()[:half].cpu()
-        rest = torch.ones(classes, dtype=torch.bool)
-        rest[promising] = False
-        others = rest.nonzero().flatten()
-        others = others[torch.randperm(len(others), generator=ctx.rng)[:half]]
-        arms = torch.cat([promising, others]).sort().values
+        arms = contenders((first.effective * (1.5 - first.success)).argsort(), self.most, ctx.rng)
         start = {k: v.detach() for k, v in family.select(first.trigger, arms.to(fit.inputs.device)).items()}
         return arms, invert(forward, family, everything[arms], fit, search, ctx, start=start, note=note)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from laocoon.core.report import Finding
 from laocoon.recipes.folding import folded
 from laocoon.recipes.inversion import Search, invert
 from laocoon.recipes.screening import screened
-from laocoon.recipes.smallest import smallest
+from laocoon.recipes.smallest import contenders, smallest
 from laocoon.triggers.smooth import Smooth
 from laocoon.triggers.spectral import Spectral
 from laocoon.triggers.tone import Tone
@@ -51,7 +51,7 @@ class WholeImageInversion(Detector):
         summary="Searches the smallest warp, photo filter, smooth pattern and sinusoid towards every class, each from "
                 "the best of some hundred examples.",
         misses="sample-specific and quantisation triggers; patterns of full detail as strong as the picture; waves of "
-               "more than 16 cycles along an axis; triggers towards most classes at once, which make a small size the "
+               "more than 10 cycles along an axis; triggers towards most classes at once, which make a small size the "
                "norm; source-specific triggers; on the sealed test photo filters and clean-label sinusoids of CIFAR-10 "
                "models that are right in 60 %",
         goal="whole-image",
@@ -70,19 +70,7 @@ class WholeImageInversion(Detector):
                 ctx.progress(self.card.name, (n + share) / len(self.families), f"searching {f} triggers")
 
             first = screened(forward, family, case.fit, classes, ctx)
-            arms = self._arms(first.score, ctx.rng)
+            arms = contenders(first.score.argsort(descending=True), self.most, ctx.rng)
             start = {k: v.detach() for k, v in family.select(first.start, arms.to(first.score.device)).items()}
             found = invert(forward, family, everything[arms], case.fit, search, ctx, start=start, note=note)
             yield from smallest(self.card.name, family, arms, found, classes, self.keep)
-
-    def _arms(self, score: Tensor, rng: torch.Generator) -> Tensor:
-        """The classes to search: half of them drawn, so that the median stays that of an ordinary class."""
-        classes = len(score)
-        if classes <= self.most:
-            return torch.arange(classes)
-        promising = score.cpu().argsort(descending=True)[:self.most // 2]
-        rest = torch.ones(classes, dtype=torch.bool)
-        rest[promising] = False
-        others = rest.nonzero().flatten()
-        others = others[torch.randperm(len(others), generator=rng)[:self.most // 2]]
-        return torch.cat([promising, others]).sort().values
