@@ -306,12 +306,19 @@ def test_a_student_comes_to_agree_with_its_teacher() -> None:
     assert apart() < before / 5 and ctx.spent == 40 * 3 * 64
 
 
-def test_renewal_draws_every_weight_and_says_what_it_cannot() -> None:
+def test_renewal_draws_every_weight_but_those_to_keep() -> None:
     net = subject()
     copy = net.copy()
     renew(copy.module, torch.Generator().manual_seed(1))
-    assert not torch.equal(copy.module.first.weight, net.module.first.weight)
+    assert all(not torch.equal(new, old) for new, old in zip(
+        copy.module.parameters(), net.module.parameters(), strict=True) if old.std() > 0)
+    again = net.copy()
+    renew(again.module, torch.Generator().manual_seed(1), keep=[again.module.first.weight])
+    assert torch.equal(again.module.first.weight, net.module.first.weight)
+    assert torch.equal(again.module.first.bias, copy.module.first.bias), "what is kept shifts no draw"
     odd = nn.Sequential(nn.Linear(2, 2))
-    odd.register_parameter("loose", nn.Parameter(torch.zeros(2)))
-    with pytest.raises(NotApplicable, match="loose"):
-        renew(odd, torch.Generator())
+    odd.register_parameter("loose", nn.Parameter(torch.linspace(3, 5, 400)))
+    renew(odd, torch.Generator())
+    assert not torch.equal(odd.loose, torch.linspace(3, 5, 400))
+    drawn = odd.loose.detach()
+    assert abs(float(drawn.mean()) - 4) < 0.15 and abs(float(drawn.std()) - 0.58) < 0.1

@@ -13,7 +13,7 @@ from laocoon.core.errors import NotApplicable
 from laocoon.core.subject import Subject
 from laocoon.modalities.tabular import CATEGORY, INTEGER, NUMERIC, Tabular
 from laocoon.recipes.cells import CAP, FAVOUR, best_single, codes, prepared, rows_of
-from laocoon.recipes.column_search import best_pairs, best_set, exchanged, extended
+from laocoon.recipes.column_search import all_pairs, best_pairs, best_set, exchanged, extended
 from laocoon.recipes.tables import encoder, forest_importance, frequencies, items, mode, set_to, table_of, touchable
 
 
@@ -110,7 +110,7 @@ def searched() -> tuple[Subject, Tabular, Context, Tensor]:
 def test_the_search_finds_a_conjunction_and_no_strong_column() -> None:
     subject, table, ctx, inputs = searched()
     search = prepared(subject, table, rows_of(subject, inputs, ctx), ctx).strongest(40)
-    sets = best_pairs(search, few=16)[1].sets
+    sets = best_pairs(search, all_pairs(search, few=16))[1].sets
     pair, found = best_set(search, sets, 1)
     assert found.columns == (1, 2) and found.values[0] >= 25 and found.values[1] == 2
     assert found.excess > 1 and found.success == 1

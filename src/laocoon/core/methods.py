@@ -351,6 +351,7 @@ class Repair(ABC):
     """Mends a copy of a subject; the original is never touched."""
 
     card: ClassVar[Card]
+    afresh: ClassVar[bool] = False  # it keeps no weight that could hold a backdoor which nobody found
 
     @final
     def mend(self, case: ModelCase, ctx: Context) -> Mended:

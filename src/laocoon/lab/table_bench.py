@@ -59,7 +59,8 @@ class TableBench:
     # On networks the search by gradient finds what the questions find; counting both would count one fact twice, and
     # trees would have references of their own only.
     weights: Mapping[str, float] = field(default_factory=lambda: {
-        "tabular_query_inversion.columns": 1.0, "tabular_query_inversion.cell.contrast": 1.0})
+        "tabular_query_inversion.columns": 1.0, "tabular_query_inversion.cell.contrast": 1.0,
+        "tabular_query_inversion.unexpected": 1.0})
 
     def attack(self, kind: str) -> Attack | None:
         if kind == CLEAN:

@@ -106,13 +106,15 @@ def asked(subject: Subject, rows: Rows, columns: Int[Tensor, "sets k"], values: 
     step = max(1, ctx.batch * 32 // n)
     for c, v in zip(columns.split(step), values.split(step), strict=True):
         ctx.spend(len(c) * n, backward=False)
-        stamped = _stamped(rows.inputs, c, v).flatten(0, 1)
+        stamped = stamped_rows(rows.inputs, c, v).flatten(0, 1)
         logits = torch.cat([subject.outputs(part).logits.float() for part in stamped.split(ctx.batch * 8)])
         found.append((margins(logits).nan_to_num() / rows.scale).view(len(c), n, -1))
     return torch.cat(found)
 
 
-def _stamped(inputs: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+def stamped_rows(inputs: Float[Tensor, "rows columns"], columns: Int[Tensor, "sets k"],
+                 values: Float[Tensor, "sets k"]) -> Float[Tensor, "sets rows columns"]:
+    """Every row with the cells of every set."""
     whole = inputs.unsqueeze(0).repeat(len(columns), 1, 1)
     size = (-1, len(inputs), -1)
     return whole.scatter_(2, columns[:, None, :].expand(*size), values[:, None, :].expand(*size))
@@ -128,7 +130,7 @@ class Natural:
     def __call__(self, inputs: Tensor, columns: Tensor, values: Tensor, target: int) -> Float[Tensor, " sets"]:
         found = []
         for c, v in zip(columns.split(256), values.split(256), strict=True):
-            rows = self.encode(_stamped(inputs, c, v))
+            rows = self.encode(stamped_rows(inputs, c, v))
             rows = torch.cat([rows, torch.ones_like(rows[..., :1])], -1)
             said = torch.stack([rows @ w[:, target] for w in self.weights])
             found.append(said.clamp(-CAP, CAP).mean(2).amax(0))

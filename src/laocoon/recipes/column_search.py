@@ -30,24 +30,40 @@ class Pairs:
     roughness: float  # root mean square, over all pairs, of what two cells do beyond their sum
 
 
-def best_pairs(search: Search, few: int) -> dict[int, Pairs]:
-    """The most promising pairs of cells towards each class, each judged on all rows.
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """Every pair of cells of distinct columns, set in a few rows."""
 
-    few: rows that each pair is first tried on, the same for all classes.
-    """
-    cells, rows, classes = search.cells, search.rows, search.rows.margins.shape[1]
+    pairs: Int[Tensor, "sets 2"]
+    rows: Int[Tensor, " few"]  # of the search's
+    joint: Float[Tensor, "sets few classes"]  # margins
+
+    def others(self, search: Search, target: int) -> Int[Tensor, " some"]:
+        """Those of the rows that are answered by another class."""
+        return self.rows[search.rows.said[self.rows] != target]
+
+
+def all_pairs(search: Search, few: int) -> Tried:
+    """few: rows that each pair is tried on, the same for all classes."""
+    cells, rows = search.cells, search.rows
     a, b = torch.combinations(torch.arange(len(cells), device=rows.inputs.device), 2).T
     apart = cells.columns[a] != cells.columns[b]
     pairs = torch.stack([a[apart], b[apart]], 1)
     tried = _balanced(rows.said, few)
-    part = rows.pick(tried)
-    joint = asked(search.subject, part, cells.columns[pairs], cells.values[pairs], search.ctx).clamp(-CAP, CAP)
+    joint = asked(search.subject, rows.pick(tried), cells.columns[pairs], cells.values[pairs], search.ctx)
+    return Tried(pairs, tried, joint)
+
+
+def best_pairs(search: Search, tried: Tried) -> dict[int, Pairs]:
+    """The most promising pairs of cells towards each class, each judged on all rows."""
+    rows, pairs = search.rows, tried.pairs
+    part, joint = rows.pick(tried.rows), tried.joint.clamp(-CAP, CAP)
     found = {}
-    for target in range(classes):
+    for target in range(rows.margins.shape[1]):
         others = (part.said != target).nonzero().flatten()
         if not len(others):
             continue
-        control = promised(pairs, search.alone[:, tried[others], target], part.margins[others, target])
+        control = promised(pairs, search.alone[:, tried.rows[others], target], part.margins[others, target])
         beyond = (joint[:, others, target] - control).mean(1)
         promise = joint[:, others, target].mean(1) - counted(control.mean(1))
         first = promise.argsort(descending=True, stable=True)[:RESCORED]

@@ -54,16 +54,23 @@ def tune(module: nn.Module, inputs: Tensor, wanted: Tensor, ctx: Context, *, epo
     module.requires_grad_(False)
 
 
-def renew(module: nn.Module, rng: torch.Generator) -> None:
-    """Draw all weights anew, in place. NotApplicable where a parameter belongs to no layer that can be reset."""
-    reset = {id(t) for m in module.modules() if hasattr(m, "reset_parameters")
-             for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))}
-    loose = [name for name, p in module.named_parameters() if id(p) not in reset]
-    if loose:
-        raise NotApplicable(f"parameter {loose[0]!r} has no layer that could draw it anew.")
+def renew(module: nn.Module, rng: torch.Generator, keep: Sequence[Tensor] = ()) -> None:
+    """Draw all weights anew, in place, but those to keep.
+
+    Layers draw theirs as they do when they are made. What belongs to no such layer (a graph's constants, a token of a
+    transformer) is drawn from a normal of its own mean and spread.
+    """
+    kept = [(p, p.detach().clone()) for p in keep]
+    drawn: set[int] = set()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(int(torch.randint(0, 2**31, (), generator=rng)))
         for layer in module.modules():
             reset_layer = getattr(layer, "reset_parameters", None)
             if callable(reset_layer):
                 reset_layer()
+                drawn |= {id(t) for t in layer.parameters(recurse=False)}
+        for loose in module.parameters():
+            if id(loose) not in drawn and loose.is_floating_point() and loose.numel() > 1:
+                loose.copy_(loose.mean() + loose.std() * torch.randn(loose.shape).to(loose))
+        for parameter, value in kept:
+            parameter.copy_(value)

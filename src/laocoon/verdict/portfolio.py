@@ -33,8 +33,8 @@ from laocoon.verdict.residue import (
 from laocoon.verdict.searches import Searched, search, searchable
 
 # Cheapest first; repairs that are not named here (plug-ins) come last.
-ORDER = ("clp", "fine_tuning", "candidate_unlearning", "fst", "fine_pruning", "ft_sam", "nad", "ban_tuning", "pam",
-         "i_bau", "anp", "rnp")
+ORDER = ("distillation", "clp", "fine_tuning", "candidate_unlearning", "fst", "fine_pruning", "ft_sam", "nad",
+         "ban_tuning", "pam", "i_bau", "anp", "rnp")
 ROUND = 3  # the first ones are tried together; the others only where these leave something
 GONE = 0.10  # the upper end of a trigger's success, below which it counts as gone
 NATURAL = 0.5  # a new trigger of over half the size of those towards other classes is a push like any other
@@ -62,6 +62,7 @@ class Attempt:
     found: tuple[Searched | None, ...] = ()  # one a suspect, where a new search was made
     harmless: bool = True  # no more accuracy was lost than may be
     chain: tuple[str, ...] = ()  # what was applied, in this order
+    afresh: bool = False  # the last of it kept no weight
 
     @property
     def clear(self) -> bool:
@@ -151,8 +152,13 @@ class Portfolio:
         return best
 
     def best(self) -> Attempt | None:
-        """The admissible attempt with the lowest score; an earlier stage wins ties."""
+        """The admissible attempt with the lowest score; an earlier stage wins ties.
+
+        Of results that leave nothing to be seen those that started from fresh weights come first: with the backdoors
+        that were found they are rid of those that were not.
+        """
         able = [a for a in self.attempts if a.trial.score is not None]
+        able = [a for a in able if a.clear and a.afresh] or able
         return min(able, key=lambda a: (round(a.trial.score or 0.0, 3), a.trial.stage), default=None)
 
     def _hardest_to_wake(self, best: Attempt | None) -> Attempt | None:
@@ -160,7 +166,7 @@ class Portfolio:
         if best is None or not best.clear:
             return best
         able = sorted((a for a in self.attempts if a.clear and a.subject is not None),
-                      key=lambda a: (round(a.trial.score or 0.0, 3), a.trial.stage))[:FINALISTS]
+                      key=lambda a: (not a.afresh, round(a.trial.score or 0.0, 3), a.trial.stage))[:FINALISTS]
         for one in able if len(able) > 1 else ():
             if not any(self._wakes(one, s.candidate, number) for number, s in enumerate(self.suspected)):
                 return one
@@ -208,7 +214,7 @@ class Portfolio:
         if isinstance(judged, Crash):
             judged = Attempt(_trial(mended, stage, after, f"{name} could not be judged: {judged.reason}"[:300]), None)
         self.root.spent += ctx.spent
-        return replace(judged, chain=(*before, name))
+        return replace(judged, chain=(*before, name), afresh=method.afresh)
 
     def _survived(self, method: Repair, case: ModelCase, ctx: Context) -> Mended:
         done = attempted(lambda: method.mend(case, ctx))

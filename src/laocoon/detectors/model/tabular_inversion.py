@@ -33,7 +33,7 @@ from laocoon.core.methods import Detector
 from laocoon.core.report import Finding
 from laocoon.modalities.tabular import Tabular
 from laocoon.recipes.cells import Found, Search, prepared, rows_of
-from laocoon.recipes.column_search import Conjunction, best_pairs, conjunction, judged
+from laocoon.recipes.column_search import Conjunction, all_pairs, best_pairs, conjunction, judged
 from laocoon.recipes.tables import set_to
 
 
@@ -70,7 +70,7 @@ class TabularInversion(Detector):
         order = torch.cat([(whole.said == c).nonzero().flatten()[:each] for c in range(subject.classes)])
         search = prepared(subject, table, whole.pick(order), ctx).strongest(self.cells)
         told: list[tuple[float, int, Found]] = []
-        for target, pairs in best_pairs(search, self.few).items():
+        for target, pairs in best_pairs(search, all_pairs(search, self.few)).items():
             known = conjunction(search, pairs, target)
             fitted = self._fitted(search, table, known.three, target, ctx)
             found = max(known, Conjunction(known.two, fitted), key=lambda c: c.score)

@@ -31,8 +31,9 @@ from laocoon.core.methods import Detector
 from laocoon.core.report import Finding
 from laocoon.modalities.tabular import Tabular
 from laocoon.recipes.cells import Found, best_single, codes, prepared, rows_of
-from laocoon.recipes.column_search import best_pairs, conjunction
+from laocoon.recipes.column_search import all_pairs, best_pairs, conjunction
 from laocoon.recipes.tables import set_to
+from laocoon.recipes.unexpected import honest, most_unexpected
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,11 @@ class TabularQueryInversion(Detector):
         everything = prepared(subject, table, whole.pick(order), ctx)
         marks, search = codes(everything, table), everything.strongest(self.cells)
         told: list[tuple[float, int, Found]] = []
-        for target, some in best_pairs(search, self.few).items():
+        shares = torch.bincount(whole.said, minlength=subject.classes) / len(whole.said)
+        labels = torch.cat([s.labels for s in (case.fit, case.held) if s is not None]).to(whole.said)
+        expected = honest(table, whole.inputs, labels, shares)
+        tried = all_pairs(search, self.few)
+        for target, some in best_pairs(search, tried).items():
             found = conjunction(search, some, target)
             chosen = found.named
             told.append((found.score, target, chosen))
@@ -73,6 +78,12 @@ class TabularQueryInversion(Detector):
                           f"{named(table, chosen)} send {chosen.success:.0%} of other rows to class {target}; one by "
                           "one they would not", (target,), numbers={"excess": chosen.excess, "success": chosen.success,
                                    "columns": float(len(chosen.columns))})
+            beyond = most_unexpected(search, tried, expected, target)
+            told.append((beyond.excess, target, beyond))
+            yield Finding("tabular_query_inversion.unexpected", f"class {target}", beyond.excess,
+                          f"{named(table, beyond)} send {beyond.success:.0%} of other rows to class {target}; a "
+                          f"regression of the clean rows expects {beyond.control:.0%}", (target,),
+                          numbers={"success": beyond.success, "expected": beyond.control})
             if len(marks):
                 one = best_single(everything, target, marks)
                 told.append((one.excess * one.success, target, one))
