@@ -135,8 +135,11 @@ def repaired(made: Made, seed: int) -> Row:
     report = repair(subject, clean, seed=seed, force=True)
     before, accurate = standing(subject, judged)
     after, still = standing(report.mended if report.mended is not None else subject, judged)
-    return {"status": report.status.value, "repairs": list(report.repairs), "before": before, "after": after,
-            "lost": accurate - still}
+    # What a network that was never poisoned answers: less than this no repair can reach.
+    twin, _ = standing(made.plan.fit(made.plan.train, Context(seed=made.specification.seed + 1)), judged)
+    return {"status": report.status.value, "scan": report.scan_before.verdict, "repairs": list(report.repairs),
+            "before": before, "after": after, "twin": twin, "lost": accurate - still,
+            "tried": {t.repair: t.reason for t in report.trials}}
 
 
 VERBS: dict[str, Callable[[Made, int], Row]] = {"sift": sifted, "guard": guarded, "repair": repaired}
@@ -215,7 +218,9 @@ def line(verb: str, modality: str, kind: str, cell: Sequence[Row]) -> str:
     else:
         figures = (f"success {interval(values('before'))} to {interval(values('after'))}; accuracy lost "
                    f"{interval(values('lost'))}; "
-                   f"under 10 %: {sum(v < 0.1 for v in values('after'))} of {len(values('after'))}")
+                   f"under 10 %: {sum(v < 0.1 for v in values('after'))} of {len(values('after'))}; "
+                   f"no more than 5 points above a network trained on clean data ({interval(values('twin'))}): "
+                   f"{sum(r['after'] <= r['twin'] + 0.05 for r in cell if 'twin' in r)} of {len(values('twin'))}")
     reasons = sorted({r["left_out"] for r in cell if "left_out" in r})
     more = f"; left out: {reasons[0]}" if reasons else ""
     return f"| {kind} | {modality} | {verb} | {len(cell)} | {figures}{more} |"

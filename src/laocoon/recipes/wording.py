@@ -79,3 +79,19 @@ def lookup(subject: Subject) -> nn.Embedding:
                 if found.shape == (*ids.shape, module.embedding_dim) and torch.equal(found, module.weight[ids]):
                     return module
     raise NotApplicable("the network has no table that its words are looked up in.")
+
+
+@torch.no_grad()
+def shrink_rare(table: nn.Embedding, inputs: Tensor, text: Text, least: float, half: float = 1.0) -> None:
+    """Move the vectors of words towards the mean of those that the texts hold, the rarer the further, in place.
+
+    e_w ← ē + max(least, n_w / (n_w + half)) · (e_w − ē), where n_w counts the word in the clean texts: a vector that no
+    text vouches for counts little. Special ids stay.
+    """
+    often = counts(inputs, text).to(table.weight.device)
+    ordinary = torch.ones(len(often), dtype=torch.bool, device=table.weight.device)
+    ordinary[list(text.special)] = False
+    words = ordinary.nonzero().flatten()
+    centre = table.weight[(often > 0) & ordinary].mean(0) if bool((often > 0).any()) else table.weight[words].mean(0)
+    trust = (often[words] / (often[words] + half)).clamp_min(least)[:, None]
+    table.weight[words] = centre + trust * (table.weight[words] - centre)

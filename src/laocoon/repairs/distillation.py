@@ -11,7 +11,8 @@ to say, as in most tables, and nearly everything with pictures.
 
 Departures: the student has the teacher's own architecture, so that it can be written where the model came from; labels
 are asked for beside the teacher's answers (with its answers alone, triggers of ordinary values came through at 68 %,
-with both at 10 %); in texts the table of embeddings is kept, since no few hundred texts teach a vocabulary.
+with both at 10 %); in texts the tables of embeddings are kept, since no few hundred texts teach a vocabulary, and words
+that these texts hardly hold are drawn towards the mean, as by `rare_word_shrinkage`.
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ from torch.nn.functional import cross_entropy
 from laocoon.core.card import Capability, Card
 from laocoon.core.cases import ModelCase
 from laocoon.core.context import Context
+from laocoon.core.errors import NotApplicable
 from laocoon.core.methods import Repair
 from laocoon.core.subject import Subject
+from laocoon.modalities.text import Text
 from laocoon.recipes.mending import Course, descend, given, plenty, rehearsal
 from laocoon.recipes.tuning import renew
+from laocoon.recipes.wording import lookup, shrink_rare
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Distillation(Repair):
     batch: int = 64
     decay: float = 0.01
     anchor: float = 0.5  # λ: share of the earlier answers
+    floor: float = 0.25  # share of its distance from the mean that a word keeps which no text holds
+    most: int = 500_000  # weights beside embeddings, above which a few hundred samples cannot teach a network
 
     afresh: ClassVar[bool] = True
     card: ClassVar[Card] = Card(
@@ -53,15 +59,24 @@ class Distillation(Repair):
         summary="starts from fresh weights and learns the model's answers to clean samples",
         misses="values that clean rows hold as well, to which the model gives the wrong answer there; what the model "
                "knew beyond the samples is lost with the backdoor, so that it takes hundreds of samples",
+        fails={
+            "check_harmless_on_clean/text": "the clean twin falls from 99.4 to 94.8 %: few texts, whose rare words "
+                                            "lose weight",
+        },
     )
 
     def operate(self, patient: Subject, case: ModelCase, ctx: Context) -> None:
         module = patient.module
         samples = given(case.fit, module)
+        lookups = [layer for layer in module.modules() if isinstance(layer, nn.Embedding)]
+        kept = [layer.weight for layer in lookups] if patient.modality.name == "text" else []
+        count = sum(p.numel() for p in module.parameters()) - sum(w.numel() for w in kept)
+        if count > self.most:
+            raise NotApplicable(f"{count:,} weights are too many to be learnt anew from a few hundred samples.")
         asked = rehearsal(module, samples, patient.classes, ctx, share=self.anchor * plenty(samples), mixed=False)
-        lookups = [layer.weight for layer in module.modules() if isinstance(layer, nn.Embedding)] \
-            if patient.modality.name == "text" else []
-        renew(module, ctx.rng, keep=lookups)
+        renew(module, ctx.rng, keep=kept)
+        if isinstance(patient.modality, Text):
+            shrink_rare(lookup(patient), samples.inputs, patient.modality, self.floor)
 
         def gradient(x: Tensor, wanted: Tensor) -> None:
             ctx.spend(len(x))

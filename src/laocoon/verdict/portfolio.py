@@ -32,9 +32,9 @@ from laocoon.verdict.residue import (
 )
 from laocoon.verdict.searches import Searched, search, searchable
 
-# Cheapest first; repairs that are not named here (plug-ins) come last.
-ORDER = ("distillation", "clp", "fine_tuning", "candidate_unlearning", "fst", "fine_pruning", "ft_sam", "nad",
-         "ban_tuning", "pam", "i_bau", "anp", "rnp")
+# Cheapest first, but for what starts afresh; repairs that are not named here (plug-ins) come last.
+ORDER = ("distillation", "rare_word_shrinkage", "clp", "fine_tuning", "candidate_unlearning", "fst", "fine_pruning",
+         "ft_sam", "nad", "ban_tuning", "pam", "i_bau", "anp", "rnp")
 ROUND = 3  # the first ones are tried together; the others only where these leave something
 GONE = 0.10  # the upper end of a trigger's success, below which it counts as gone
 NATURAL = 0.5  # a new trigger of over half the size of those towards other classes is a push like any other
