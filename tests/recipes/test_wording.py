@@ -14,7 +14,16 @@ from laocoon.core.methods import Plan
 from laocoon.core.subject import Subject
 from laocoon.modalities.image import Image
 from laocoon.modalities.text import Text
-from laocoon.recipes.wording import by_frequency, counts, lookup, middling_words, rare_words, spoken_for, text_of
+from laocoon.recipes.wording import (
+    by_frequency,
+    counts,
+    lookup,
+    middling_words,
+    rare_words,
+    shrink_rare,
+    spoken_for,
+    text_of,
+)
 from laocoon.testing.twins import twins
 
 TEXT = Text(("<pad>", "<unk>", *"abcdefghij"), length=5)
@@ -72,3 +81,16 @@ def test_a_plan_without_a_vocabulary_says_so() -> None:
     plan = Plan(pair.plan.train, pair.plan.test, pair.plan.fit, 1, 2)
     with pytest.raises(NotApplicable, match="modality"):
         text_of(plan)
+
+
+def test_words_are_drawn_to_the_mean_by_how_rare_they_are(inputs: torch.Tensor) -> None:
+    table = nn.Embedding(len(TEXT.vocabulary), 3)
+    before, often = table.weight.detach().clone(), Counter(i for row in inputs.tolist() for i in row)
+    held = [i for i in range(2, 12) if often[i]]
+    centre = before[held].mean(0)
+    shrink_rare(table, inputs, TEXT, 0.25)
+    for i in range(2, 12):
+        share = max(0.25, often[i] / (often[i] + 1))
+        assert torch.allclose(table.weight[i], centre + share * (before[i] - centre), atol=1e-6), i
+    assert torch.equal(table.weight[:2], before[:2]), "nobody can type a special id"
+    assert often[11] == 0 and torch.allclose(table.weight[11] - centre, 0.25 * (before[11] - centre), atol=1e-6)

@@ -16,8 +16,10 @@ from laocoon.core.goal import all_to_one
 from laocoon.core.methods import Repair
 from laocoon.core.subject import Subject
 from laocoon.modalities.image import Image
+from laocoon.modalities.tabular import Tabular
 from laocoon.repairs.candidate_unlearning import RESTART, CandidateUnlearning, Hunted, chosen
 from laocoon.repairs.clp import CLP
+from laocoon.repairs.distillation import Distillation
 from laocoon.repairs.fst import FST
 from laocoon.repairs.i_bau import IBAU
 from laocoon.repairs.nad import NAD
@@ -156,3 +158,56 @@ def test_the_perturbation_of_i_bau_is_bounded() -> None:
     assert float(method._bounded(torch.full((1, 1, 8, 8), 3.0)).square().mean().sqrt()) == pytest.approx(0.1)
     small = torch.full((1, 1, 8, 8), 0.01)
     assert torch.equal(method._bounded(small), small)
+
+
+def rows(n: int = 200) -> Samples:
+    """Class 1 where the first two columns add up to more than one."""
+    rng = torch.Generator().manual_seed(1)
+    inputs = torch.rand(n, 6, generator=rng)
+    return Samples(inputs, (inputs[:, 0] + inputs[:, 1] > 1).long(), modality=Tabular.of(list("abcdef"), inputs))
+
+
+class Hooked(nn.Module):
+    """The right answer, but class 1 wherever the last column is over 0.97."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))
+        with torch.no_grad():
+            for layer in (self.body[0], self.body[2]):
+                layer.weight.zero_()
+                layer.bias.zero_()
+            self.body[0].weight[0, :2], self.body[0].bias[0] = 20.0, -20.0
+            self.body[0].weight[1, :2], self.body[0].bias[1] = -20.0, 20.0
+            self.body[0].weight[2, 5], self.body[0].bias[2] = 2000.0, -1940.0
+            self.body[2].weight[1], self.body[2].weight[0, 1] = torch.tensor([1.0, 0, 3] + 13 * [0]), 1.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
+def test_distillation_forgets_what_clean_rows_do_not_show() -> None:
+    samples = rows()
+    kept = samples.inputs[:, 5] < 0.95
+    samples = replace(samples, inputs=samples.inputs[kept], labels=samples.labels[kept])
+    assert isinstance(samples.modality, Tabular)
+    subject = Subject(Hooked(), samples.modality, 2, (6,))
+    stamped = rows(400).inputs
+    stamped[:, 5] = 1.0
+    with torch.no_grad():
+        assert float((subject.module(stamped).argmax(1) == 1).float().mean()) == 1.0
+    mended = Distillation().mend(ModelCase(subject, samples, None, ()), Context(seed=0)).subject
+    assert mended is not None
+    fresh = rows(400)
+    with torch.no_grad():
+        assert float((mended.module(fresh.inputs).argmax(1) == fresh.labels).float().mean()) > 0.93
+        truth = stamped[:, 0] + stamped[:, 1] > 1
+        assert float((mended.module(stamped).argmax(1)[~truth] == 1).float().mean()) < 0.2
+
+
+def test_distillation_does_not_try_to_teach_a_large_network_with_few_samples() -> None:
+    samples = rows()
+    assert isinstance(samples.modality, Tabular)
+    subject = Subject(nn.Sequential(nn.Linear(6, 16), nn.Linear(16, 2)), samples.modality, 2, (6,))
+    done = Distillation(most=100).mend(ModelCase(subject, samples, None, ()), Context())
+    assert done.subject is None and "too many" in done.report.reason

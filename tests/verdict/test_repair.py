@@ -17,7 +17,7 @@ from laocoon.core.cases import ModelCase, Samples
 from laocoon.core.context import Context
 from laocoon.core.errors import InputError
 from laocoon.core.methods import Repair
-from laocoon.core.repaired import Rate, Scanned, Status
+from laocoon.core.repaired import Rate, Residue, Scanned, Status
 from laocoon.core.report import Verdict
 from laocoon.core.subject import Subject
 from laocoon.recipes.conformal import binomial_interval
@@ -240,6 +240,18 @@ def test_further_stages_go_on_while_they_help(pair, samples, with_repairs, resca
     if not next(t for t in one.trials if t.chosen).residues[0].success.high < portfolio.GONE:
         assert len(many.trials) > 1, "something was left, and nothing more was tried"
         assert many.triggers[0].after.success.value <= one.triggers[0].after.success.value
+
+
+@pytest.mark.parametrize(("left", "chosen"), [(0.0, "anew"), (0.4, "tuned")])
+def test_of_results_that_show_nothing_fresh_weights_come_first(left, chosen):
+    """A backdoor that no search recovered is gone with the weights that held it; one that is still seen is not."""
+    def attempt(name: str, score: float, success: float, afresh: bool) -> portfolio.Attempt:
+        seen = Residue(Rate(round(100 * success), 100, success, max(0.0, success - 0.05), success + 0.05))
+        return portfolio.Attempt(portfolio.Trial(name, 1, "", {}, "", None, None, (seen,), score, 1.0, 1.0), None,
+                                 afresh=afresh)
+
+    tried = SimpleNamespace(attempts=[attempt("tuned", 0.01, 0.0, False), attempt("anew", 0.02 + left, left, True)])
+    assert portfolio.Portfolio.best(tried).trial.repair == chosen  # type: ignore[arg-type,union-attr]
 
 
 # ---------------------------------------------------------------- the status

@@ -15,6 +15,7 @@ from laocoon.core.context import Context
 from laocoon.core.methods import Detector, Implant
 from laocoon.core.report import Report
 from laocoon.core.subject import Subject
+from laocoon.detectors.model.all_to_all_inversion import crowding
 from laocoon.detectors.model.ban import BAN
 from laocoon.detectors.model.feature_decoupling import FeatureDecoupling
 from laocoon.detectors.model.mm_bd import MMBD
@@ -173,3 +174,8 @@ def test_a_broken_network_is_not_scored(method: type[Detector]) -> None:
         assert math.isfinite(finding.score)
     if method is not MMBD:
         assert report.skipped and "not finite" in report.reason
+
+
+def test_more_pixels_than_the_references_had_count_against_an_absolute_size() -> None:
+    assert crowding(8 * 8) == crowding(28 * 28) == crowding(32 * 32) == 0.0
+    assert crowding(64 * 64) == pytest.approx(math.log(2)) and crowding(224 * 224) == pytest.approx(math.log(7))

@@ -6,10 +6,16 @@ Two statistics. Per family, success + log(largest meaningful size / size): a cle
 at any size, an all-to-all one does at the size of its trigger. And the shift: the largest share of classes that move
 by the same number of places. Maps that a weak clean network allows follow likeness (ship to plane, truck to car);
 attackers number their classes, and y to y + k is found exactly or not at all (a random map shares three in ten).
+
+The first statistic is the one of all searches that compares sizes with a fixed scale instead of with other classes of
+the same network. What moves a network at all is smaller, pixel for pixel, the more pixels there are (like 1/√pixels:
+the norm stays), so that log √(pixels / 32²) is taken off for pictures larger than the references' 32 × 32. A clean
+network on photographs of 64 × 64, which had shown the need, would be accused without.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -30,6 +36,7 @@ from laocoon.recipes.inversion import Search
 from laocoon.triggers.additive import Additive
 from laocoon.triggers.patch import Patch
 
+MEASURED = 32 * 32  # pixels of the largest pictures that the references were measured on
 FAMILIES: dict[str, SearchedFamily] = {"patch": Patch(), "additive": Additive()}
 
 
@@ -77,7 +84,8 @@ class AllToAllInversion(Detector):
                 share = float(torch.bincount(moves, minlength=classes).max()) / classes
                 if share > shift:
                     shift, shifted = share, ClassGoal(tuple(int(v) for v in destinations)).describe()
-            scores = recovered.success + (largest / recovered.effective.clamp_min(1e-3)).log()
+            scores = recovered.success + (largest / recovered.effective.clamp_min(1e-3)).log() - crowding(
+                case.fit.inputs.shape[-2:].numel())
             best = int(scores.argmax())
             goal = ClassGoal(tuple(int(v) for v in found.destinations[best]))
             size, success = float(recovered.size[best]), float(recovered.success[best])
@@ -90,3 +98,8 @@ class AllToAllInversion(Detector):
             yield Candidate(family, {k: v.detach() for k, v in one.items()}, goal, size, success, self.card.name)
         yield Finding(rule="all_to_all_inversion.shift", where=shifted, score=shift, numbers={"share": shift},
                       explanation=f"the best map of the classes moves {shift:.0%} of them by the same number of places")
+
+
+def crowding(pixels: int) -> float:
+    """What the logarithm of a size owes to the number of pixels alone."""
+    return 0.5 * max(0.0, math.log(pixels / MEASURED))
