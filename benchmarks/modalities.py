@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from laocoon.core.card import Capability
 from laocoon.core.cases import DataCase, informed
 from laocoon.core.catalogue import classes
 from laocoon.core.context import Context
@@ -128,6 +129,8 @@ def repaired(made: Made, seed: int) -> Row:
     """
     from laocoon.verdict.repair import repair
 
+    if Capability.WEIGHTS not in made.subject.capabilities:
+        return {"left_out": "trees have no weights to mend"}
     half, test = len(made.test) // 2, made.test
     clean, rest = (replace(test, inputs=test.inputs[part], labels=test.labels[part])
                    for part in (slice(0, half), slice(half, None)))
@@ -226,7 +229,7 @@ def line(verb: str, modality: str, kind: str, cell: Sequence[Row]) -> str:
     return f"| {kind} | {modality} | {verb} | {len(cell)} | {figures}{more} |"
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Row], verbs: str) -> str:
     cells: dict[tuple[str, str, str], list[Row]] = {}
     weak = 0
     for row in rows:
@@ -235,13 +238,19 @@ def table(rows: Sequence[Row]) -> str:
             continue
         cells.setdefault((row["modality"], row["kind"], row["verb"]), []).append(row)
     lines = [line(verb, modality, kind, cell) for (modality, kind, verb), cell in sorted(cells.items())]
+    for modality in sorted({key[0] for key in cells}):
+        mended = [r for (m, _, verb), cell in cells.items() if m == modality and verb == "repair" for r in cell]
+        if mended:
+            lines.append(line("repair", modality, "**all kinds**", mended))
+    named = " and ".join(verbs.split(",")).capitalize()
     return "\n".join([
-        "# Sift, guard and repair on texts and tables", "",
+        f"# {named} on texts and tables", "",
         f"Tier: desk. Intervals are 95 % over specimens, each with a seed of its own. Rows of plants whose attack "
         f"succeeded on less than {TOOK:.0%} of test samples are left out ({weak} of {len(rows)}). Best methods are "
         "named after the fact and are no estimate of what one would get by choosing them. A repair is given half of "
         "the test samples (300 texts) and judged on the other half, with `--force`.", "",
-        "Command: `python benchmarks/modalities.py measure --modality … --split sealed` and then `… table`.", "",
+        "Command: `python benchmarks/modalities.py measure --modality … --split sealed` and then `… table`, "
+        f"`--verbs {verbs}`.", "",
         "| attack | modality | verb | specimens | figures |", "| - | - | - | - | - |", *lines, ""])
 
 
@@ -262,7 +271,8 @@ def main() -> None:
     if options.what == "measure":
         measure(options)
     else:
-        options.out.write_text(table(read(options.rows)), encoding="utf-8")
+        rows = [row for row in read(options.rows) if row["verb"] in options.verbs.split(",")]
+        options.out.write_text(table(rows, options.verbs), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -83,15 +83,19 @@ def lookup(subject: Subject) -> nn.Embedding:
 
 @torch.no_grad()
 def shrink_rare(table: nn.Embedding, inputs: Tensor, text: Text, least: float, half: float = 1.0) -> None:
-    """Move the vectors of words towards the mean of those that the texts hold, the rarer the further, in place.
+    """Move the vectors of words towards the mean of those that the texts hold, the rarer and longer the further.
 
-    e_w ← ē + max(least, n_w / (n_w + half)) · (e_w − ē), where n_w counts the word in the clean texts: a vector that no
-    text vouches for counts little. Special ids stay.
+    e_w ← ē + max(least, n_w / (n_w + half)) · min(1, d / ‖e_w − ē‖) · (e_w − ē), where n_w counts the word in the clean
+    texts and d is the length that nine in ten of their words stay below: a vector that no text vouches for counts
+    little, however long somebody made it. Special ids stay.
     """
     often = counts(inputs, text).to(table.weight.device)
     ordinary = torch.ones(len(often), dtype=torch.bool, device=table.weight.device)
     ordinary[list(text.special)] = False
     words = ordinary.nonzero().flatten()
     centre = table.weight[(often > 0) & ordinary].mean(0) if bool((often > 0).any()) else table.weight[words].mean(0)
-    trust = (often[words] / (often[words] + half)).clamp_min(least)[:, None]
-    table.weight[words] = centre + trust * (table.weight[words] - centre)
+    apart = table.weight[words] - centre
+    far = apart.norm(dim=1)
+    held = far[often[words] > 0] if bool((often > 0).any()) else far
+    share = (often[words] / (often[words] + half)).clamp_min(least) * (held.quantile(0.9) / far).clamp_max(1.0)
+    table.weight[words] = centre + share[:, None] * apart

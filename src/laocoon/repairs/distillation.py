@@ -60,7 +60,7 @@ class Distillation(Repair):
         misses="values that clean rows hold as well, to which the model gives the wrong answer there; what the model "
                "knew beyond the samples is lost with the backdoor, so that it takes hundreds of samples",
         fails={
-            "check_harmless_on_clean/text": "the clean twin falls from 99.4 to 94.8 %: few texts, whose rare words "
+            "check_harmless_on_clean/text": "the clean twin falls from 99.4 to 94.4 %: few texts, whose rare words "
                                             "lose weight",
         },
     )

@@ -3,7 +3,9 @@
 After E-PUR (Zhang et al., Fine-mixing, EMNLP Findings 2022, arXiv 2210.09545), which looks for poisoned rows of the
 embedding table among words that moved far for how rare they are. With n_w the times that the clean texts hold word w,
 
-    e_w ← ē + max(floor, n_w / (n_w + 1)) · (e_w − ē),     ē the mean over words that they hold.
+    e_w ← ē + max(floor, n_w / (n_w + 1)) · min(1, d / ‖e_w − ē‖) · (e_w − ē),
+
+ē the mean over words that they hold, and d the length that nine in ten of these stay below.
 
 Triggers are words that clean texts lack, or hold no more often than chance would have them.
 
@@ -40,10 +42,7 @@ class RareWordShrinkage(Repair):
         needs=frozenset({Capability.WEIGHTS, Capability.CLEAN}),
         summary="draws the vectors of words that clean texts hardly hold towards the mean; nothing is trained",
         misses="triggers of ordinary words, of syntax and of style; with few clean texts real words lose weight, too: "
-               "with 150 texts, five of our small networks lost one to four points of accuracy, one eight",
-        fails={
-            "check_success_falls/text": "on the twins success falls from 98 to 52 %: a clean text holds the word",
-        },
+               "with 150 texts, our small networks lost none to six points of accuracy",
     )
 
     def operate(self, patient: Subject, case: ModelCase, ctx: Context) -> None:

@@ -11,6 +11,9 @@ part is learnt from poison only (or from few rows by a network that learns them 
 
 Of a trigger of rare codes a victim often learns one code alone, and no conjunction. So J · success of the best single
 category or whole number is a rule of its own (`cell`); measurements are left out, whose ends move clean models far.
+
+Both rules expect of a model what it says of single cells, and a trigger whose cells each suffice is then expected, too.
+The third (`unexpected`) holds the model against a logistic regression of the clean rows: `recipes/unexpected.py`.
 """
 
 from __future__ import annotations
@@ -49,8 +52,9 @@ class TabularQueryInversion(Detector):
         paper="Black-box Detection of Backdoor Attacks with Limited Information and Data (ICCV 2021)",
         url="https://arxiv.org/abs/2103.13127", modalities=frozenset({"tabular"}),
         needs=frozenset({Capability.QUERY, Capability.CLEAN}),
-        misses="triggers of one measured column or of more than four; values far from the grid's; triggers that the "
-               "columns' own evidence explains; source-specific backdoors; some 200,000 queries.",
+        misses="ordinary values on important columns, which clean rows half expect anyway (sealed AUROC 0.61); "
+               "triggers of one measured column or of more than four; values far from the grid's; source-specific "
+               "backdoors; some 200,000 queries.",
         summary="cells that only together send every row to one class; outputs alone",
         quick={"cells": 48, "few": 8, "rows": 16})
 
