@@ -281,7 +281,8 @@ def measure(options: argparse.Namespace) -> None:
     k, n = (int(v) for v in options.share.split("/"))
     done = {row["name"] for row in read(folder)}
     with (folder / f"rows-{k}-{n}.jsonl").open("a", encoding="utf-8") as file:
-        for data, architecture, kind, seed in list(cells())[k::n]:
+        mine = [cell for cell in cells() if cell[2] in options.kinds.split(",")][k::n]
+        for data, architecture, kind, seed in mine:
             name = f"{data}-{architecture}-{kind}"
             if name in done:
                 continue
@@ -365,6 +366,7 @@ def main() -> None:
     parser.add_argument("data_root", type=Path, nargs="?")
     parser.add_argument("--folder", type=Path, default=Path.home() / ".cache" / "laocoon" / "foreign")
     parser.add_argument("--share", default="0/1", help="K/N: every N-th model from the K-th")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="of what is planted, comma-separated")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=PAGE)
     options = parser.parse_args()
