@@ -6,8 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from laocoon.core.cases import ModelCase, Samples
 from laocoon.core.context import Context
+from laocoon.core.methods import Detector
 from laocoon.core.subject import Subject
+from laocoon.detectors.model.tabular_inversion import TabularInversion
+from laocoon.detectors.model.tabular_query_inversion import TabularQueryInversion
 from laocoon.modalities.tabular import CATEGORY, INTEGER, NUMERIC, Tabular
 from laocoon.recipes.cells import CAP, asked, prepared, rows_of, stamped_rows
 from laocoon.recipes.column_search import all_pairs
@@ -88,3 +92,17 @@ def test_the_score_is_what_its_formula_says() -> None:
     usual = regression(stamped_rows(rows.inputs, columns, values)[0])[:, 1].mean()
     wanted = margins.clamp(-CAP, CAP).mean() / CAP - (2 * usual - 1) - STEADY * margins.std(unbiased=False)
     assert found.excess == pytest.approx(float(wanted), abs=1e-4)
+
+
+@pytest.mark.parametrize("method", [TabularQueryInversion, TabularInversion])
+def test_a_table_of_two_columns_is_searched_by_pairs(method: type[Detector]) -> None:
+    inputs, labels, _ = lender()
+    table = Tabular.of(["c0", "c1"], inputs[:, :2])
+    net = nn.Linear(2, 2)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[-2.0, -0.04], [2.0, 0.04]]))
+        net.bias.copy_(torch.tensor([2.0, -2.0]))
+    case = ModelCase(Subject(net, table, 2, (2,)), Samples(inputs[:, :2], labels, modality=table), None, ())
+    report = method().examine(case, Context(seed=0))
+    assert report.complete and report.findings, report.reason
+    assert all(f.numbers.get("columns", 2.0) == 2.0 for f in report.findings)

@@ -139,11 +139,17 @@ class Conjunction:
 
 
 def conjunction(search: Search, pairs: Pairs, target: int) -> Conjunction:
-    """Pairs extended to triples; cells of the best triples exchanged one by one while that helps."""
+    """Pairs extended to triples; cells of the best triples exchanged one by one while that helps.
+
+    In a table of two free columns there is no triple, and the pair stands for it.
+    """
     _, two = best_set(search, pairs.sets, target)
     beam = max(2, BEAM // search.rows.margins.shape[1])
     count = max(1, 2 * STARTS // search.rows.margins.shape[1])
-    starts = ranked(search, extended(search, pairs.sets[:beam], target), target, count)
+    triples = extended(search, pairs.sets[:beam], target)
+    if not len(triples):
+        return Conjunction(two, two)
+    starts = ranked(search, triples, target, count)
     best = starts[0][1]
     for start, found in starts:
         for _ in range(ROUNDS):
