@@ -19,6 +19,7 @@ from laocoon.repairs.candidate_unlearning import CandidateUnlearning
 from laocoon.testing import repair_checks
 from laocoon.testing.twins import twins
 
+EDGE = "now and then: "  # how a known failure begins that depends on the last bits of a processor's arithmetic
 REPAIRS = classes("laocoon.repairs", Repair)  # type: ignore[type-abstract]
 
 
@@ -27,7 +28,8 @@ def cases() -> Iterator[Any]:
         for modality in sorted(method.card.modalities):
             for check in repair_checks.CHECKS:
                 reason = method.card.known_failure(check.__name__, modality)
-                marks = [pytest.mark.xfail(reason=reason, strict=True, raises=AssertionError)] if reason else []
+                strict = not (reason or "").startswith(EDGE)
+                marks = [pytest.mark.xfail(reason=reason, strict=strict, raises=AssertionError)] if reason else []
                 marks.append(pytest.mark.xdist_group(f"repair-{modality}-{method.card.name}"))
                 yield pytest.param(method, modality, check, marks=marks,
                                    id=f"{method.card.name}-{modality}-{check.__name__.removeprefix('check_')}")

@@ -50,7 +50,7 @@ class InputAware(Attack):
         name="input_aware", paper="Input-aware dynamic backdoor attack (2020)", url="https://arxiv.org/abs/2010.08138",
         modalities=frozenset({"image"}), needs=frozenset(), misses="",
         summary="A trigger of its own for each image, drawn by a generator trained with the classifier.",
-        quick={"epochs": 16, "width": 8})
+        quick={"epochs": 32, "width": 8})
     threat: ClassVar[ThreatModel] = ThreatModel(
         training=True, knows=frozenset({Knowledge.DATA, Knowledge.ARCHITECTURE, Knowledge.RECIPE}))
     phase: ClassVar[str] = "diversification"

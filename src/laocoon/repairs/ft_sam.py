@@ -51,7 +51,7 @@ class FTSAM(Repair):
         quick={"epochs": 20},
         fails={
             "check_success_falls": "on the digit twins success falls to 63 % only, with 8 samples a class",
-            "check_harmless_on_clean": "the clean digit twin loses 2.04 points, a hair too many",
+            "check_harmless_on_clean": "now and then: the clean digit twin loses 2.04 points, a hair too many",
         },
     )
 

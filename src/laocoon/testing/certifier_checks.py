@@ -82,6 +82,9 @@ def bench() -> Bench:
     return Bench(cases, corpus, untrained, data, trainer)
 
 
+ROUNDING = 1e-6  # of a margin
+
+
 def check_card_is_complete(method: Certifier, bench: Bench) -> None:
     """The card says what documentation and skips need, and parameters are plain fields with defaults."""
     card_is_complete(method, CHECKS)
@@ -197,7 +200,8 @@ def _refute_patch(case: ModelCase, found: Certificate, claim: Mapping[str, Any],
     shape = (inputs.shape[1], side, side)
     if found.holds is False:
         with torch.no_grad():
-            share = float((margins(found.counterexample["patch"]) > 0).float().mean())
+            # A solver's point lies on the boundary, where the last bit depends on the processor.
+            share = float((margins(found.counterexample["patch"]) > -ROUNDING).float().mean())
         assert share >= claim["theta"] - 1e-6, f"the counter-example reaches {share:.0%} only."
         return
     pixels = math.prod(shape)
