@@ -221,7 +221,9 @@ def line(verb: str, modality: str, kind: str, cell: Sequence[Row]) -> str:
     else:
         figures = (f"success {interval(values('before'))} to {interval(values('after'))}; accuracy lost "
                    f"{interval(values('lost'))}; "
-                   f"under 10 %: {sum(v < 0.1 for v in values('after'))} of {len(values('after'))}; "
+                   f"under 10 %: {sum(v < 0.1 for v in values('after'))} of {len(values('after'))}, "
+                   f"{sum(r['after'] < 0.1 and r['lost'] <= 0.02 for r in cell if 'after' in r)} of them with at most "
+                   "two points of accuracy lost; "
                    f"no more than 5 points above a network trained on clean data ({interval(values('twin'))}): "
                    f"{sum(r['after'] <= r['twin'] + 0.05 for r in cell if 'twin' in r)} of {len(values('twin'))}")
     reasons = sorted({r["left_out"] for r in cell if "left_out" in r})

@@ -39,8 +39,8 @@ class Tried:
     joint: Float[Tensor, "sets few classes"]  # margins
 
     def others(self, search: Search, target: int) -> Int[Tensor, " some"]:
-        """Those of the rows that are answered by another class."""
-        return self.rows[search.rows.said[self.rows] != target]
+        """Places among the rows of those that are answered by another class."""
+        return (search.rows.said[self.rows] != target).nonzero().flatten()
 
 
 def all_pairs(search: Search, few: int) -> Tried:
@@ -60,7 +60,7 @@ def best_pairs(search: Search, tried: Tried) -> dict[int, Pairs]:
     part, joint = rows.pick(tried.rows), tried.joint.clamp(-CAP, CAP)
     found = {}
     for target in range(rows.margins.shape[1]):
-        others = (part.said != target).nonzero().flatten()
+        others = tried.others(search, target)
         if not len(others):
             continue
         control = promised(pairs, search.alone[:, tried.rows[others], target], part.margins[others, target])

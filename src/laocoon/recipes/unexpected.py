@@ -102,14 +102,15 @@ def most_unexpected(search: Search, tried: Tried, expected: Honest, target: int)
     From pairs of a large D, and from pairs that do more than their cells promise one by one, to triples; of the best
     one cells are exchanged while that helps. Tables of two free columns are judged by pairs.
     """
-    rows, few = search.rows, tried.others(search, target)
+    rows, places = search.rows, tried.others(search, target)
+    few, known = tried.rows[places], tried.joint[:, places, target]
     every = (rows.said != target).nonzero().flatten()
-    first = _judged(search, tried.pairs, expected, target, few, tried.joint[:, few_of(tried, few), target])
+    first = _judged(search, tried.pairs, expected, target, few, known)
     kept = tried.pairs[_best(first.score, KEPT)]
     fine = _judged(search, kept, expected, target, every)
     count = max(2, BEAM // rows.margins.shape[1])
-    beyond = tried.joint[:, few_of(tried, few), target].clamp(-CAP, CAP).mean(1) - promised(
-        tried.pairs, search.alone[:, few, target], rows.margins[few, target]).mean(1)
+    beyond = (known.clamp(-CAP, CAP) - promised(
+        tried.pairs, search.alone[:, few, target], rows.margins[few, target])).mean(1)
     starts = torch.cat([kept[_best(fine.score, count)], tried.pairs[_best(beyond, count)]])
     sets = extended(search, starts.unique(dim=0), target)  # type: ignore[no-untyped-call]
     if not len(sets):
@@ -126,12 +127,6 @@ def most_unexpected(search: Search, tried: Tried, expected: Honest, target: int)
             break
         best = better
     return best
-
-
-def few_of(tried: Tried, rows: Tensor) -> Tensor:
-    """Where these of the search's rows are among those that the pairs were tried on."""
-    found: Tensor = (tried.rows[:, None] == rows).nonzero()[:, 0]
-    return found
 
 
 def _judged(search: Search, sets: Tensor, expected: Honest, target: int, rows: Tensor,

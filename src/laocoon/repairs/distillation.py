@@ -10,9 +10,9 @@ backdoor, and what the model knew beyond these samples. That is little where a f
 to say, as in most tables, and nearly everything with pictures.
 
 Departures: the student has the teacher's own architecture, so that it can be written where the model came from; labels
-are asked for beside the teacher's answers (with its answers alone, triggers of ordinary values came through at 68 %,
-with both at 10 %); in texts the tables of embeddings are kept, since no few hundred texts teach a vocabulary, and words
-that these texts hardly hold are drawn towards the mean, as by `rare_word_shrinkage`.
+are asked for beside the teacher's answers (on one network a trigger of ordinary values came through its answers alone
+at 68 %, through both at 10 %); in texts the tables of embeddings are kept, since no few hundred texts teach a
+vocabulary, and words that these texts hardly hold are drawn towards the mean, as by `rare_word_shrinkage`.
 """
 
 from __future__ import annotations
@@ -68,15 +68,15 @@ class Distillation(Repair):
     def operate(self, patient: Subject, case: ModelCase, ctx: Context) -> None:
         module = patient.module
         samples = given(case.fit, module)
-        lookups = [layer for layer in module.modules() if isinstance(layer, nn.Embedding)]
-        kept = [layer.weight for layer in lookups] if patient.modality.name == "text" else []
+        text = patient.modality if isinstance(patient.modality, Text) else None
+        kept = [m.weight for m in module.modules() if isinstance(m, nn.Embedding)] if text is not None else []
         count = sum(p.numel() for p in module.parameters()) - sum(w.numel() for w in kept)
         if count > self.most:
             raise NotApplicable(f"{count:,} weights are too many to be learnt anew from a few hundred samples.")
         asked = rehearsal(module, samples, patient.classes, ctx, share=self.anchor * plenty(samples), mixed=False)
         renew(module, ctx.rng, keep=kept)
-        if isinstance(patient.modality, Text):
-            shrink_rare(lookup(patient), samples.inputs, patient.modality, self.floor)
+        if text is not None:
+            shrink_rare(lookup(patient), samples.inputs, text, self.floor)
 
         def gradient(x: Tensor, wanted: Tensor) -> None:
             ctx.spend(len(x))

@@ -34,6 +34,8 @@ from laocoon.testing.probes import stirred, surroundings, traces
 from laocoon.testing.twins import few
 from laocoon.trainers.dpa import DPA
 
+ROUNDING = 1e-6  # of a margin
+
 
 @dataclass(frozen=True, eq=False)
 class Bench:
@@ -80,9 +82,6 @@ def bench() -> Bench:
     subjects = (learnt(_tiny(), corpus.train), learnt(_tiny(), poisoned), learnt(convolutions, poisoned), ensemble)
     cases = tuple(ModelCase(s, given, held) for s in subjects)
     return Bench(cases, corpus, untrained, data, trainer)
-
-
-ROUNDING = 1e-6  # of a margin
 
 
 def check_card_is_complete(method: Certifier, bench: Bench) -> None:
