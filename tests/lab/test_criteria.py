@@ -400,6 +400,16 @@ def test_a_spent_budget_is_said(pair: Twins) -> None:
     assert "budget" in said
 
 
+def test_what_one_criterion_fails_with_costs_no_other(pair: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("no pixel differs")
+
+    monkeypatch.setattr("laocoon.lab.criteria.scorecard.stealthiness", broken)
+    found = scorecard(pair.implant, pair.clean.subject, pair.plan.test, Context(), extent=CHEAP)
+    assert found.stealthiness is None and "no pixel differs" in found.skipped["stealthiness"]
+    assert found.targetedness is not None and found.practicality is not None
+
+
 def test_the_subjects_are_left_as_they_were(pair: Twins) -> None:
     before = [s.fingerprint() for s in (pair.planted.subject, pair.clean.subject)]
     extent = replace(SMALL, criteria=("resistance", "robustness"), samples=30, given=40, treatments=("quantisation",))

@@ -250,8 +250,19 @@ def test_of_results_that_show_nothing_fresh_weights_come_first(left, chosen):
         return portfolio.Attempt(portfolio.Trial(name, 1, "", {}, "", None, None, (seen,), score, 1.0, 1.0), None,
                                  afresh=afresh)
 
-    tried = SimpleNamespace(attempts=[attempt("tuned", 0.01, 0.0, False), attempt("anew", 0.02 + left, left, True)])
+    tried = SimpleNamespace(attempts=[attempt("tuned", 0.01, 0.0, False), attempt("anew", 0.02 + left, left, True)],
+                            suspected=("a trigger",))
     assert portfolio.Portfolio.best(tried).trial.repair == chosen  # type: ignore[arg-type,union-attr]
+
+
+def test_with_nothing_to_judge_by_the_most_forgetful_harmless_repair_is_taken(pair, samples, with_repairs, rescan):
+    """Every result shows nothing then, and to lose least would mean to have changed least."""
+    with_repairs(replace_name(Idle, "fine_tuning"), replace_name(Idle, "fine_pruning"), replace_name(Wreck, "fst"))
+    rescan(CLEARED)
+    report = repair(pair.planted.subject, samples, earlier=UNSURE, force=True)
+    assert [t.repair for t in report.trials] == ["fst", "fine_pruning"] and report.repairs == ("fine_pruning",)
+    named = repair(pair.planted.subject, samples, earlier=UNSURE, force=True, methods=["fine_tuning", "fine_pruning"])
+    assert len(named.trials) == 2 and named.repairs == ("fine_pruning",)
 
 
 # ---------------------------------------------------------------- the status

@@ -35,6 +35,9 @@ from laocoon.verdict.searches import Searched, search, searchable
 # Cheapest first, but for what starts afresh; repairs that are not named here (plug-ins) come last.
 ORDER = ("distillation", "rare_word_shrinkage", "clp", "fine_tuning", "candidate_unlearning", "fst", "fine_pruning",
          "ft_sam", "nad", "ban_tuning", "pam", "i_bau", "anp", "rnp")
+# What is left of the old weights, least first: the order where no trigger was found that results could be told apart by.
+FORGETTING = ("distillation", "rare_word_shrinkage", "fst", "ft_sam", "fine_pruning", "nad", "i_bau", "anp", "rnp", "clp",
+              "fine_tuning")
 ROUND = 3  # the first ones are tried together; the others only where these leave something
 GONE = 0.10  # the upper end of a trigger's success, below which it counts as gone
 NATURAL = 0.5  # a new trigger of over half the size of those towards other classes is a push like any other
@@ -126,7 +129,13 @@ class Portfolio:
         """Trials of the first stage; further ones from the best, while they leave less; the best of all.
 
         first: stop at the first that leaves nothing. every: try the later repairs even where the first round does.
+
+        With no recovered trigger to judge by, every result leaves nothing that could be seen, and the one that lost
+        least is the one that changed least. Then the repairs are tried in the order of what they forget, and the first
+        that is harmless is taken.
         """
+        if not self.suspected:
+            methods, first = sorted(methods, key=_forgetting), not every
         for number, method in enumerate(methods):
             share = number / (len(methods) + 2 * (stages > 1))
             self.root.progress(method.card.name, share, f"repair {number + 1} of {len(methods)}")
@@ -155,15 +164,18 @@ class Portfolio:
         """The admissible attempt with the lowest score; an earlier stage wins ties.
 
         Of results that leave nothing to be seen those that started from fresh weights come first: with the backdoors
-        that were found they are rid of those that were not.
+        that were found they are rid of those that were not. Without a trigger to judge by, what forgets most comes
+        first of all that is harmless.
         """
         able = [a for a in self.attempts if a.trial.score is not None]
+        if not self.suspected:
+            return next((a for a in able if a.harmless), min(able, key=lambda a: a.trial.score or 0.0, default=None))
         able = [a for a in able if a.clear and a.afresh] or able
         return min(able, key=lambda a: (round(a.trial.score or 0.0, 3), a.trial.stage), default=None)
 
     def _hardest_to_wake(self, best: Attempt | None) -> Attempt | None:
         """Of the best results that show nothing, the first that a few poisoned samples do not bring back easily."""
-        if best is None or not best.clear:
+        if best is None or not best.clear or not self.suspected:
             return best
         able = sorted((a for a in self.attempts if a.clear and a.subject is not None),
                       key=lambda a: (not a.afresh, round(a.trial.score or 0.0, 3), a.trial.stage))[:FINALISTS]
@@ -255,6 +267,12 @@ class Portfolio:
         score = worst(left) + WEIGHT_EASE * ease + WEIGHT_DROP * max(0.0, lost) \
             + WEIGHT_EXCESS * max(0.0, lost - self.max_drop)
         return Attempt(replace(trial, residues=left, score=score), subject, found, lost <= self.max_drop)
+
+
+def _forgetting(method: Repair) -> int:
+    """Its place in the order of forgetting; what nobody placed, plug-ins among it, comes last."""
+    name = method.card.name
+    return FORGETTING.index(name) if name in FORGETTING else len(FORGETTING)
 
 
 def likely(drop: Drop) -> float:

@@ -32,6 +32,7 @@ from laocoon.lab.criteria.resistance import (
 from laocoon.lab.criteria.robustness import STANDARD, Robustness, Schedules, Treatment, repaired, robustness, treatments
 from laocoon.lab.criteria.stealthiness import Stealthiness, stealthiness
 from laocoon.lab.criteria.targetedness import Targetedness, targetedness
+from laocoon.verdict.examination import Crash, attempted
 
 SCHEMA = "laocoon-scorecard/1"
 CRITERIA = ("targetedness", "stealthiness", "practicality", "resistance", "robustness")
@@ -158,10 +159,11 @@ def scorecard(implant: Implant, twin: Subject, samples: Samples, ctx: Context, *
             continue
         tell(name)(0.0, "")
         own = ctx.child(ctx.left, name)  # so that leaving one criterion out does not change another
-        try:
-            done[name] = makers[name](own)
-        except (NotApplicable, BudgetSpent) as error:
-            skipped[name] = str(error)
+        found = _measured(makers[name], own)
+        if isinstance(found, Crash):
+            skipped[name] = found.reason[:300]
+        else:
+            done[name] = found
         ctx.spent += own.spent
     report("", 1.0, "")
     skipped |= {name: "not asked for" for name in CRITERIA if name not in extent.criteria}
@@ -173,6 +175,18 @@ def scorecard(implant: Implant, twin: Subject, samples: Samples, ctx: Context, *
         practicality=done.get("practicality"), resistance=done.get("resistance"), robustness=done.get("robustness"),
         skipped=skipped, seed=ctx.seed,
         seconds=round(time.monotonic() - start, 3), spent=round(ctx.spent - before, 3))
+
+
+def _measured(maker: Callable[[Context], Any], ctx: Context) -> Any | Crash:
+    """A criterion, or why there is none: an implant may have taken hours, and what one criterion fails with must not
+    cost it."""
+    def told() -> Any | Crash:
+        try:
+            return maker(ctx)
+        except (NotApplicable, BudgetSpent) as error:
+            return Crash(str(error))
+
+    return attempted(told)
 
 
 def _divided(samples: Samples, material: Material, extent: Extent, ctx: Context) -> tuple[Samples, Samples]:
