@@ -35,9 +35,9 @@ from laocoon.verdict.searches import Searched, search, searchable
 # Cheapest first, but for what starts afresh; repairs that are not named here (plug-ins) come last.
 ORDER = ("distillation", "rare_word_shrinkage", "clp", "fine_tuning", "candidate_unlearning", "fst", "fine_pruning",
          "ft_sam", "nad", "ban_tuning", "pam", "i_bau", "anp", "rnp")
-# What is left of the old weights, least first: the order where no trigger was found that results could be told apart by.
-FORGETTING = ("distillation", "rare_word_shrinkage", "fst", "ft_sam", "fine_pruning", "nad", "i_bau", "anp", "rnp", "clp",
-              "fine_tuning")
+# What forgets most first: the order where no trigger was recovered by which results could be told apart.
+FORGETTING = ("distillation", "rare_word_shrinkage", "fst", "ft_sam", "fine_pruning", "nad", "i_bau", "anp", "rnp",
+              "clp", "fine_tuning")
 ROUND = 3  # the first ones are tried together; the others only where these leave something
 GONE = 0.10  # the upper end of a trigger's success, below which it counts as gone
 NATURAL = 0.5  # a new trigger of over half the size of those towards other classes is a push like any other
