@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 
+from laocoon.core.errors import InputError
 from laocoon.detectors.model.mm_bd import MMBD
+from laocoon.detectors.model.trigger_inversion import TriggerInversion
 from laocoon.lab import reference, zoo
+from laocoon.lab.datasets import load
 from laocoon.lab.figures import judge, markdown
 from laocoon.verdict.calibrate import parse, shipped
 from laocoon.verdict.schedule import Schedule
@@ -18,12 +22,12 @@ DATA = ("digits", "mnist", "gtsrb", "cifar10")
 SPLITS = ("fusion", "calibration", "sealed")
 
 
-def planned(split: str) -> dict[str, zoo.Specification]:
-    return {s.digest: s for data in DATA for s in zoo.specifications(split, data)}
+def planned(split: str, data: tuple[str, ...] = DATA) -> dict[str, zoo.Specification]:
+    return {s.digest: s for name in data for s in zoo.specifications(split, name)}
 
 
 def test_splits_share_no_specification_and_no_seed() -> None:
-    plans = {split: planned(split) for split in SPLITS}
+    plans = {split: planned(split, (*DATA, zoo.FEW)) for split in SPLITS}
     for a, b in (("fusion", "calibration"), ("fusion", "sealed"), ("calibration", "sealed")):
         assert not plans[a].keys() & plans[b].keys()
         assert not {s.seed for s in plans[a].values()} & {s.seed for s in plans[b].values()}
@@ -43,6 +47,14 @@ def test_the_shipped_reference_holds_no_sealed_model() -> None:
     assert not {row.digest for row in ours.clean} & {row.digest for row in ours.planted}
     assert len(ours.clean) >= 100 and all(row.kind == "clean" for row in ours.clean)
     assert set(ours.core) <= set(zoo.KINDS)
+
+
+def test_the_shipped_reference_of_few_classes_holds_no_sealed_model() -> None:
+    ours = shipped("image_few")
+    held = {row.digest for row in (*ours.clean, *ours.planted)}
+    assert len(ours.clean) == 40 and held <= (planned("fusion", (zoo.FEW,)) | planned("calibration", (zoo.FEW,))).keys()
+    assert {row.classes for row in (*ours.clean, *ours.planted)} == {2, 3}
+    assert not held & {row.digest for row in (*shipped().clean, *shipped().planted)}
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +108,44 @@ def test_rows_are_measured_once_and_make_a_reference(folder: Path, monkeypatch: 
     judged = judge(folder, "sealed", False, fitted)
     assert len(judged) == 3 and all(0 < j.p <= 1 for j in judged)
     assert "false alarms" in markdown(folder, "sealed", False)
+
+
+def test_models_of_few_classes_have_a_reference_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(zoo.RECIPES, "digits", (300, 2, 1, False))
+    monkeypatch.setattr(zoo, "FEW_SOURCES", ("digits",))
+    monkeypatch.setattr(zoo, "FEW_KINDS", ("patch",))
+    monkeypatch.setattr(zoo, "CONVOLUTIONAL", ("cnn",))
+    for name, counts in (("FEW_CLEAN", (8, 3, 2)), ("FEW_PLANTED", (1, 0, 1))):
+        monkeypatch.setattr(zoo, name, dict(zip(SPLITS, counts, strict=True)))
+    assert zoo.grow(tmp_path, None, SPLITS, (zoo.FEW,)) == 15
+    assert all(s.specification.few and s.specification.source == "digits" for s in zoo.specimens(tmp_path))
+    cheap = Schedule("deep", (TriggerInversion(families=("patch",), steps=3, batch=4),), float("inf"))
+    for split in SPLITS:
+        assert len(list(reference.measure(tmp_path, None, split, cheap, only=(zoo.FEW,)))) == len(
+            zoo.specimens(tmp_path, split))
+        assert not list(reference.measure(tmp_path, None, split, cheap, only=("digits",)))
+    monkeypatch.setattr(reference, "plan", lambda *_: cheap)
+    monkeypatch.setattr("laocoon.lab.figures.plan", lambda *_: cheap)
+    assert not parse(reference.fit_reference(tmp_path)).clean
+    fitted = parse(reference.fit_reference(tmp_path, few=True))
+    assert len(fitted.clean) == 3 and len(fitted.planted) == 1 and {r.classes for r in fitted.clean} <= {2, 3}
+    assert {row.data for row in fitted.clean} == {"digits"} and {row.group for row in fitted.clean} == {"grey"}
+    assert not judge(tmp_path, "sealed", False, fitted) and len(judge(tmp_path, "sealed", False, fitted, few=True)) == 3
+    page = markdown(tmp_path, "sealed", False, few=True)
+    assert "two and three classes" in page and "--few" in page
+
+
+@pytest.mark.parametrize("some", ["3", "3,3", "3,10", "a,b", "3,-1"])
+def test_classes_that_a_data_set_lacks_are_refused(some: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="digits"):
+        load(f"digits:{some}", None, tmp_path)
+
+
+def test_some_classes_of_a_data_set_are_numbered_as_they_are_named(tmp_path: Path) -> None:
+    whole, some = load("digits", None, tmp_path), load("digits:7,2", None, tmp_path)
+    assert some.classes == 2 and some.name == "digits:7,2"
+    for labels, inputs, all_labels, all_inputs in (
+            (some.train_labels, some.train_inputs, whole.train_labels, whole.train_inputs),
+            (some.test_labels, some.test_inputs, whole.test_labels, whole.test_inputs)):
+        for number, label in enumerate((7, 2)):
+            assert torch.equal(inputs[labels == number], all_inputs[all_labels == label])

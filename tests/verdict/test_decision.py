@@ -1,6 +1,7 @@
 """What a verdict means, one rule at a time, on references made for the test."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -123,6 +124,15 @@ def test_no_profile_no_p_value():
     fused = fuse({"trigger_inversion.patch": [3.0]}, GOOD.scales, 2)
     p, _ = calibrate(fused, frozenset({"trigger_inversion.patch"}), Profile("image", 2, 20, 1.0), GOOD, "x")
     assert p is None
+
+
+def test_references_of_few_classes_speak_for_theirs_alone():
+    few = replace(GOOD, clean=tuple(replace(row, classes=2 + i % 2) for i, row in enumerate(GOOD.clean)))
+    for classes, inside in ((2, True), (3, True), (4, False), (10, False)):
+        assert (widening(Profile("image", classes, 20, 0.9), few) == (1.0, "")) is inside
+    for classes, inside in ((3, False), (4, True), (1000, True), (1001, False)):
+        assert math.isfinite(widening(Profile("image", classes, 20, 0.9), GOOD)[0]) is inside
+    assert widening(Profile("image", 2, 20, 0.9), replace(GOOD, clean=()))[0] == math.inf
 
 
 def test_far_from_the_references_p_is_widened_never_narrowed():

@@ -31,11 +31,12 @@ app.add_typer(bench, name="bench")
 Folder = Annotated[Path, typer.Option("--zoo", help="Where the zoo is kept; builds resume from it.")]
 Root = Annotated[Path | None, typer.Option("--data-root", help="Folder with mnist/, gtsrb/, cifar10/ as Parquet.")]
 Splits = Annotated[str, typer.Option(help="Comma-separated: fusion, calibration, sealed.")]
-Data = Annotated[str, typer.Option(help="Comma-separated: digits, mnist, gtsrb, cifar10.")]
+Data = Annotated[str, typer.Option(help="Comma-separated: digits, mnist, gtsrb, cifar10, few (2 and 3 classes).")]
 Share = Annotated[str, typer.Option(help="K/N: take every N-th specimen from the K-th, to build in N processes.")]
 Limit = Annotated[int | None, typer.Option(min=0, help="At most so many specimens per split and data set.")]
+Few = Annotated[bool, typer.Option("--few", help="Models of two and three classes: they have their own references.")]
 ZOO = Path.home() / ".cache" / "laocoon" / "zoo"
-ALL = "digits,mnist,gtsrb,cifar10"
+ALL = "digits,mnist,gtsrb,cifar10,few"
 
 
 def _splits(text: str) -> tuple[Split, ...]:
@@ -126,13 +127,15 @@ def measure(
 @zoo.command(cls=Command)
 def fit(
     folder: Folder = ZOO,
-    out: Annotated[Path, typer.Option(help="The reference file.")] = Path("src/laocoon/verdict/reference.json"),
+    out: Annotated[Path | None, typer.Option(help="The reference file; the package's own without it.")] = None,
+    few: Few = False,
 ) -> None:
     """Fit the reference file from what was measured of the fusion and calibration splits."""
     from laocoon.lab.reference import fit_reference
 
     _built(folder)
-    text = fit_reference(folder)
+    out = out or Path("src/laocoon/verdict") / ("reference_image_few.json" if few else "reference.json")
+    text = fit_reference(folder, few=few)
     if not json.loads(text)["clean"]:
         raise InputError(
             f"no clean model of the calibration split of {printable(folder)} was measured.",
@@ -148,12 +151,13 @@ def table(
     split: Annotated[str, typer.Option()] = "sealed",
     out: Annotated[Path | None, typer.Option(help="Markdown file; standard output without it.")] = None,
     deep: Annotated[bool, typer.Option(help="Only models measured by the deep budget too.")] = False,
+    few: Few = False,
 ) -> None:
     """AUROC, power and false alarms per attack and architecture on what was measured of a split, with intervals."""
     from laocoon.lab.figures import markdown
 
     _built(folder)
-    text = markdown(folder, _splits(split)[0], deep)
+    text = markdown(folder, _splits(split)[0], deep, few=few)
     if out is None:
         print(text)
     else:

@@ -49,9 +49,31 @@ def _parquet(path: Path) -> tuple[Tensor, Tensor]:
 
 
 def load(name: str, root: Path | None, cache: Path) -> Dataset:
-    """A data set by name; decoded Parquet is cached as `.npz` under `cache`."""
-    if name == "digits":
-        return _digits()
+    """A data set by name, or some of its classes (`mnist:3,8`); decoded Parquet is cached as `.npz` under `cache`."""
+    name, _, some = name.partition(":")
+    whole = _digits() if name == "digits" else _cached(name, root, cache)
+    return of_classes(whole, some) if some else whole
+
+
+def of_classes(whole: Dataset, some: str) -> Dataset:
+    """The samples of some classes, which are numbered anew in the order in which they are named."""
+    try:
+        chosen = [int(c) for c in some.split(",")]
+    except ValueError:
+        chosen = []
+    if len(set(chosen)) < 2 or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(whole.classes)):
+        raise InputError(f"{whole.name}:{some} does not name two or more different classes of {whole.name}.",
+                         f"Write for instance {whole.name}:0,1 with classes from 0 to {whole.classes - 1}.")
+    number = torch.full((whole.classes,), -1)
+    number[chosen] = torch.arange(len(chosen))
+    parts = []
+    for inputs, labels in ((whole.train_inputs, whole.train_labels), (whole.test_inputs, whole.test_labels)):
+        kept = number[labels] >= 0
+        parts += [inputs[kept], number[labels[kept]]]
+    return Dataset(f"{whole.name}:{some}", len(chosen), *parts)
+
+
+def _cached(name: str, root: Path | None, cache: Path) -> Dataset:
     cached = cache / f"{name}.npz"
     if not cached.exists():
         if root is None or not (root / name).is_dir():

@@ -29,18 +29,20 @@ class Judged:
     other_p: float
 
 
-def judge(folder: Path, split: Split, deep: bool, reference: Reference) -> list[Judged]:
-    """Score every measured specimen of a split against the reference."""
+def judge(folder: Path, split: Split, deep: bool, reference: Reference, *, few: bool = False) -> list[Judged]:
+    """Score every measured specimen of a split against the reference. few: those with two and three classes."""
     found: list[Judged] = []
     schedule = plan("deep", counted(deep))
     without: dict[str, Reference] = {}
     for specimen, raw in recorded(folder, split, schedule, schedule):
+        if specimen.specification.few is not few:
+            continue
         data = as_row(specimen, raw, list(WEIGHTS))
         row = Row(data["digest"], data["data"], data["architecture"], data["kind"], data["classes"], data["table"],
                   data.get("attack_success"), tuple(data.get("targets", ())), data["group"])
         kind = row.architecture.split("_")[0]
         if kind not in without:
-            without[kind] = parse(fit_reference(folder, kind))
+            without[kind] = parse(fit_reference(folder, kind, few=few))
         (score, p, target), (other_score, other_p, _) = (_against(r, row) for r in (reference, without[kind]))
         found.append(Judged(row, score, p, bool(row.targets) and target == row.targets[:1], other_score, other_p))
     return found
@@ -83,10 +85,10 @@ def _alarms(name: str, clean: Sequence[Judged]) -> str:
     return f"| {name} | {len(clean)} | {hits} [{low:.3f}, {high:.3f}] | {other} |"
 
 
-def markdown(folder: Path, split: Split, deep: bool) -> str:
-    """Both tables with their intervals, as Markdown."""
-    reference = shipped()
-    judged = judge(folder, split, deep, reference)
+def markdown(folder: Path, split: Split, deep: bool, *, few: bool = False) -> str:
+    """Both tables with their intervals, as Markdown. few: of models with two and three classes."""
+    reference = shipped("image_few" if few else "image")
+    judged = judge(folder, split, deep, reference, few=few)
     clean = [j for j in judged if j.row.kind == "clean"]
     took = [j for j in judged if j.row.kind != "clean" and (j.row.attack_success or 0) >= TOOK]
     weak = [j for j in judged if j.row.kind != "clean" and (j.row.attack_success or 0) < TOOK]
@@ -108,10 +110,12 @@ def markdown(folder: Path, split: Split, deep: bool) -> str:
               _alarms("all", clean)]
     for data in sorted({j.row.data for j in clean}):
         alarms.append(_alarms(data, [j for j in clean if j.row.data == data]))
+    for count in sorted({j.row.classes for j in clean}) if few else ():
+        alarms.append(_alarms(f"{count} classes", [j for j in clean if j.row.classes == count]))
     for architecture in sorted({j.row.architecture for j in clean}):
         alarms.append(_alarms(architecture, [j for j in clean if j.row.architecture == architecture]))
-    title = "# How well planted models are told from clean ones: the " + split + " split"
-    command = f"Command: `laocoon lab zoo table --split {split}{' --deep' if deep else ''}`, seed 0.\n"
+    title = f"# How well planted models are told from clean ones: the {split} split{', two and three classes' * few}"
+    command = f"Command: `laocoon lab zoo table --split {split}{' --deep' * deep}{' --few' * few}`, seed 0.\n"
     nulls = {len(reference.comparable(frozenset(j.row.table) & frozenset(reference.scales))) for j in judged}
     note = (f"Tier `desk`, {SAMPLES_PER_CLASS} clean samples a class, {max(nulls, default=0)} clean references that "
             f"the same rules were measured on (file {reference.digest}). "

@@ -15,7 +15,7 @@ from laocoon.core.context import Context
 from laocoon.core.methods import Detector
 from laocoon.lab.datasets import Dataset, load
 from laocoon.lab.scales import names_digest, scales, settings_digest
-from laocoon.lab.zoo import ALL_TO_ONE, Specimen, Split, specimens
+from laocoon.lab.zoo import ALL_TO_ONE, FEW, Specimen, Split, specimens
 from laocoon.verdict.examination import prepare, run
 from laocoon.verdict.fuse import statistics
 from laocoon.verdict.schedule import Schedule, plan
@@ -100,7 +100,7 @@ def measure(folder: Path, root: Path | None, split: Split, schedule: Schedule, s
     sets: dict[str, Dataset] = {}
     for specimen in specimens(folder, split)[share[0]::share[1]]:
         name = specimen.specification.data
-        if only and name not in only:
+        if only and name not in only and not (FEW in only and specimen.specification.few):
             continue
         if name not in sets:
             sets[name] = load(name, root, folder / "data")
@@ -114,33 +114,37 @@ def as_row(specimen: Specimen, row: dict[str, Any], rules: Sequence[str]) -> dic
     destinations = facts.get("destinations", [])
     targets = sorted({d for y, d in enumerate(destinations) if d >= 0 and d != y})
     classes = max((len(v) for v in table.values()), default=0)
-    found = {"digest": s.digest, "data": s.data, "architecture": s.architecture, "kind": s.kind, "classes": classes,
-             "group": "grey" if s.data in GREY else "colour", "table": table}
+    found = {"digest": s.digest, "data": s.source, "architecture": s.architecture, "kind": s.kind, "classes": classes,
+             "group": "grey" if s.source in GREY else "colour", "table": table}
     if s.kind != "clean":
         found |= {"attack_success": facts["attack_success"], "targets": targets if len(targets) == 1 else []}
     return found
 
 
-def fit_reference(folder: Path, without: str = "") -> str:
+def fit_reference(folder: Path, without: str = "", *, few: bool = False) -> str:
     """The reference file as JSON text: scales from clean fusion models, the null from the calibration split.
 
     Fits on what `measure` recorded. Models measured without the methods of the deep budget count for the others.
-    without: an architecture (and its variants) to leave out, to see what its absence costs.
+    without: an architecture (and its variants) to leave out, to see what its absence costs. few: of models with two and
+    three classes instead of the others.
     """
     least, schedule = plan("deep", counted(deep=False)), plan("deep", counted(deep=True))
-    fusion = [as_row(s, r, list(WEIGHTS)) for s, r in recorded(folder, "fusion", least, schedule)]
+    fusion = [as_row(s, r, list(WEIGHTS)) for s, r in recorded(folder, "fusion", least, schedule)
+              if s.specification.few is few]
     clean = [as_row(s, r, list(WEIGHTS)) for s, r in recorded(folder, "calibration", least, schedule)
-             if s.specification.kind == "clean"]
+             if s.specification.kind == "clean" and s.specification.few is few]
     fusion, clean = ([r for r in rows if not without or r["architecture"].split("_")[0] != without]
                      for rows in (fusion, clean))
     honest = [row for row in fusion if row["kind"] == "clean"]
     provenance = {
         "version": __version__, "samples_per_class": SAMPLES_PER_CLASS, "settings": settings_digest(schedule.methods),
-        "fusion": len(fusion), "calibration": len(clean), "command": "laocoon lab zoo fit",
+        "fusion": len(fusion), "calibration": len(clean), "command": f"laocoon lab zoo fit{' --few' if few else ''}",
         "data": sorted({r["data"] for r in clean}), "architectures": sorted({r["architecture"] for r in clean}),
         "splits": {name: names_digest([s.folder.name for s in specimens(folder, name)])  # type: ignore[arg-type]
                    for name in ("fusion", "calibration", "sealed")}}
-    fitted = scales(honest, WEIGHTS, ("colour", "grey"))
+    # A map of all classes can be searched with three, not with two: no rule that only some references know.
+    weights = {r: w for r, w in WEIGHTS.items() if not few or not r.startswith("all_to_all_inversion")}
+    fitted = scales(honest, weights, ("colour", "grey"))
     return json.dumps({"provenance": provenance, "core": list(ALL_TO_ONE), "scales": fitted,
                        "clean": clean, "planted": [r for r in fusion if r["kind"] != "clean"]},
                       separators=(",", ":"), sort_keys=True)

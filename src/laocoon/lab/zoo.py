@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -122,10 +122,20 @@ class Specification:
     epochs: int
 
     @property
+    def source(self) -> str:
+        """The data set that the classes are of."""
+        return self.data.partition(":")[0]
+
+    @property
+    def few(self) -> bool:
+        """Of the plan with two and three classes?"""
+        return self.source != self.data
+
+    @property
     def digest(self) -> str:
         # The attack's own parameters and the recipe count too: changing either makes another specimen.
         attack = asdict(EVERY[self.kind]) if self.kind in EVERY else {}  # type: ignore[call-overload]
-        whole = [asdict(self), attack, RECIPES[self.data]]
+        whole = [asdict(self), attack, RECIPES[self.source]]
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -164,17 +174,47 @@ EXTRA_CLEAN: dict[str, tuple[str, ...]] = {"mnist": ("resnet_small",) * 8}
 MORE_DATA = ("mnist", "cifar10")  # one specimen of every later attack in the fusion and in the sealed split
 
 
+# Classifiers of two and three classes have references of their own: what a clean model of ten is expected to score says
+# nothing of them. Classes, data and network of each are drawn, since one pair of classes is not like another.
+FEW = "few"
+FEW_SOURCES = ("mnist", "cifar10")
+FEW_SAMPLES = 4000
+FEW_CLEAN: dict[Split, int] = {"fusion": 24, "calibration": 40, "sealed": 40}
+FEW_PLANTED: dict[Split, int] = {"fusion": 3, "calibration": 0, "sealed": 3}  # per kind
+FEW_KINDS = ("patch", "patch_low_rate", "blended", "blended_smooth", "sinusoid", "sinusoid_clean_label", "frequency",
+             "warp")
+
+
+def few_classes(split: Split) -> Iterator[Specification]:
+    """The plan of classifiers with two or three classes."""
+    offset = {"fusion": 400_000, "calibration": 500_000, "sealed": 600_000}[split]
+    rng = torch.Generator().manual_seed(offset)
+    draw = lambda values: values[int(torch.randint(0, len(values), (), generator=rng))]  # noqa: E731
+    for i, kind in enumerate(_interleaved(FEW_CLEAN[split], [k for _ in range(FEW_PLANTED[split]) for k in FEW_KINDS])):
+        source, count = draw(FEW_SOURCES), draw((2, 2, 3))
+        chosen = torch.randperm(10, generator=rng)[:count].tolist()
+        yield Specification(f"{source}:{','.join(map(str, chosen))}", draw(CONVOLUTIONAL), kind, offset + i, split,
+                            FEW_SAMPLES, RECIPES[source][1] + 1)
+
+
+def _interleaved(clean: int, planted: Sequence[str]) -> list[str]:
+    """Kinds in such an order that every beginning of it is balanced."""
+    order = sorted([(i / max(1, clean), 0, "clean") for i in range(clean)]
+                   + [((i + 0.5) / max(1, len(planted)), 1, k) for i, k in enumerate(planted)])
+    return [kind for _, _, kind in order]
+
+
 def specifications(split: Split, data: str) -> Iterator[Specification]:
     """The desk-tier plan of one cell, clean and planted interleaved, so that a partial build is balanced."""
+    if data == FEW:
+        yield from few_classes(split)
+        return
     samples, epochs, _, _ = RECIPES[data]
     offset = {"fusion": 0, "calibration": 100_000, "sealed": 200_000}[split]
     kinds = [k for k in KINDS if not (data in ("digits", "mnist") and k in COLOUR_ONLY)]
-    clean = ["clean"] * CLEAN_COUNT[split][data]
-    planted = [k for _ in range(PLANTED_COUNT[split][data]) for k in kinds]
-    order = sorted([(i / max(1, len(clean)), 0, k) for i, k in enumerate(clean)]
-                   + [((i + 0.5) / max(1, len(planted)), 1, k) for i, k in enumerate(planted)])
+    order = _interleaved(CLEAN_COUNT[split][data], [k for _ in range(PLANTED_COUNT[split][data]) for k in kinds])
     layout = (SEALED_LAYOUT if split == "sealed" else LAYOUT)[data]
-    for i, (_, _, kind) in enumerate(order):
+    for i, kind in enumerate(order):
         architecture = layout[i % len(layout)]
         yield Specification(data, architecture, kind, offset + i, split, samples, epochs)
     if split == "fusion":
@@ -231,7 +271,7 @@ def _plan(s: Specification, dataset: Dataset) -> tuple[Plan, Context]:
     keep = torch.randperm(len(dataset.test_labels), generator=ctx.rng)[:1000]
     test = _taken(dataset.test_inputs, dataset.test_labels, keep)
     channels, side = train.inputs.shape[1:3]
-    _, _, shift, flip = RECIPES[s.data]
+    _, _, shift, flip = RECIPES[s.source]
     if s.kind in MORE:
         v = Victim(s.architecture, channels, side, dataset.classes, s.seed, s.epochs, shift, flip)
         return Plan(train, test, v.fit, _target(dataset, ctx), dataset.classes, v.untrained, augment=v.augment,
@@ -280,8 +320,10 @@ def grow(folder: Path, root: Path | None, splits: tuple[Split, ...], data: tuple
         todo = [s for s in todo if not (folder / s.digest / "facts.json").exists()]
         if not todo:
             continue
-        dataset = load(name, root, folder / "data")
+        opened = ""
         for specification in todo:
+            if specification.data != opened:
+                dataset, opened = load(specification.data, root, folder / "data"), specification.data
             module, facts, leaves = trained(specification, dataset)
             _store(folder / specification.digest, module, facts, leaves)
             built += 1

@@ -35,14 +35,16 @@ def smallest(method: str, family: SearchedFamily, arms: Tensor, found: Recovered
     arms: the target class of each row of `found`, [arms]. Scale-free, comparable across models.
     """
     logs = found.effective.log().cpu()
-    margin = logs.median() - logs
+    # The lower of two is a median to torch, and nothing would be smaller than that.
+    middle = logs.mean() if len(logs) == 2 else logs.median()
+    margin = middle - logs
     order = margin.argsort(descending=True).tolist()
     for row in order:
         target, size, success = int(arms[row]), float(found.size[row]), float(found.success[row])
         yield Finding(
             rule=f"{method}.{family.name}", where=f"class {target}", score=float(margin[row]), target_classes=(target,),
             explanation=f"a {family.name} trigger of {size:.3g} {family.unit} sends {success:.0%} of the samples "
-                        f"to class {target}; the median class needs {float(found.effective.median()):.3g}",
+                        f"to class {target}; the median class needs {float(middle.exp()):.3g}",
             numbers={"size": size, "success": success})
     for row in order[:keep]:
         one = family.select(found.trigger, torch.tensor([row], device=found.size.device))

@@ -13,6 +13,9 @@ KEPT_BACK = 0.1  # of the queries, for verifying what was found
 LEAST_KEPT_BACK = 300
 
 
+FEW = 3  # classes, up to which the references are others
+
+
 def only_asked(subject: Subject) -> bool:
     """Whether an image model shows neither gradient nor weights: then other methods, and references, are its own."""
     hidden = {Capability.GRADIENT, Capability.WEIGHTS, Capability.FEATURES}
@@ -20,8 +23,11 @@ def only_asked(subject: Subject) -> bool:
 
 
 def reference_name(subject: Subject) -> str:
-    """Which reference file speaks for a subject."""
-    return "query" if only_asked(subject) else subject.modality.name
+    """Which reference file speaks for a subject; images of two and three classes have one of their own."""
+    if only_asked(subject):
+        return "query"
+    name = subject.modality.name
+    return "image_few" if name == "image" and subject.classes <= FEW else name
 
 
 def allowance(subject: Subject, data: Samples | None, passes: float, power: int) -> float:

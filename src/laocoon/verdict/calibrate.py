@@ -18,7 +18,9 @@ from typing import Any
 from laocoon.core.report import Calibration, Power
 from laocoon.modalities.encoder import encodes
 from laocoon.recipes.conformal import binomial_interval, p_value, rank
-from laocoon.verdict.fuse import Fused, Scale, fuse
+from laocoon.verdict.fuse import LEAST_CLASSES, Fused, Scale, fuse
+
+MOST_CLASSES = 1000  # that references of tens speak for
 
 
 @dataclass(frozen=True)
@@ -107,14 +109,18 @@ def widening(profile: Profile, reference: Reference) -> tuple[float, str]:
     """Factor on p fixed beforehand, and why; infinity outside every profile."""
     if profile.modality != "image":
         return _within(profile, reference)
-    if profile.classes < 4 or profile.classes > 1000:
-        return float("inf"), f"no reference models with {profile.classes} classes (references: 10 to 43)"
+    counts = [row.classes for row in reference.clean]
+    fewest, most = min(counts, default=0), max(counts, default=0)
+    # References of many classes speak for others of four and more; those of few for theirs alone.
+    least, largest = (LEAST_CLASSES, MOST_CLASSES) if most >= LEAST_CLASSES else (fewest, most)
+    if not least <= profile.classes <= largest:
+        return float("inf"), f"no reference models with {profile.classes} classes (references: {fewest} to {most})"
     if profile.per_class and profile.per_class < 3:
         return float("inf"), f"{profile.per_class:.1f} clean samples a class; references have 20"
     factor = 1.0
     why: list[str] = []
     if profile.classes > 100:
-        factor, why = factor * 2, [*why, f"{profile.classes} classes against 10 to 43 in the references"]
+        factor, why = factor * 2, [*why, f"{profile.classes} classes against {fewest} to {most} in the references"]
     if profile.per_class and profile.per_class < 8:
         factor, why = factor * 1.5, [*why, f"{profile.per_class:.0f} clean samples a class against 20"]
     if profile.accuracy is not None and profile.accuracy < 0.3:
