@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -18,11 +19,22 @@ def _silent(method: str, fraction: float, note: str) -> None:
     pass
 
 
+@contextmanager
+def governed(rng: torch.Generator) -> Iterator[None]:
+    """Within the block torch's global generator, which dropout draws from, follows `rng`; after it neither has moved."""
+    ahead = torch.Generator()
+    ahead.set_state(rng.get_state())
+    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
+        torch.manual_seed(int(torch.randint(0, 2**31, (), generator=ahead)))
+        yield
+
+
 @dataclass
 class Context:
     """Budget is counted in sample-level forward-backward passes; a forward alone counts as a third of one.
 
-    All randomness of a method comes from `rng` (a CPU generator, so that draws agree across devices).
+    All randomness of a method comes from `rng` (a CPU generator, so that draws agree across devices). Methods run
+    `governed` by it, since a network that somebody hands over may draw from torch's global generator.
     """
 
     seed: int = 0

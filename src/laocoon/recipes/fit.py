@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from laocoon.core.context import governed
+
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # inputs [batch, …], labels [batch], their indices -> scalar
 
 
@@ -50,26 +52,27 @@ def fit(module: nn.Module, inputs: Tensor, labels: Tensor, *, epochs: int, rng: 
     optimiser = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=rate, total_steps=epochs * steps + 1,
                                                    pct_start=start)
-    for epoch in range(epochs):
-        order = torch.randperm(n, generator=rng)
-        for step in range(steps):
-            index = order[step * batch:(step + 1) * batch]
-            x, y = inputs[index.to(place)], labels[index.to(place)]
-            if augment is not None:
-                x = augment(x)
-            if x.dim() == 4:
-                x = x.contiguous(memory_format=torch.channels_last)
-            module.train()  # each time: an objective may look at the network at rest
-            with torch.autocast(place.type, torch.bfloat16, enabled=place.type == "cuda"):
-                loss = functional.cross_entropy(module(x), y) if objective is None else objective(x, y, index)
-            for each in (optimiser, *others):  # gradients that an objective leaves in the network are dropped
-                each.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(module.parameters(), 5.0)
-            for each in (optimiser, *others):
-                each.step()
-            schedule.step()
-        after((epoch + 1) / epochs)
+    with governed(rng):
+        for epoch in range(epochs):
+            order = torch.randperm(n, generator=rng)
+            for step in range(steps):
+                index = order[step * batch:(step + 1) * batch]
+                x, y = inputs[index.to(place)], labels[index.to(place)]
+                if augment is not None:
+                    x = augment(x)
+                if x.dim() == 4:
+                    x = x.contiguous(memory_format=torch.channels_last)
+                module.train()  # each time: an objective may look at the network at rest
+                with torch.autocast(place.type, torch.bfloat16, enabled=place.type == "cuda"):
+                    loss = functional.cross_entropy(module(x), y) if objective is None else objective(x, y, index)
+                for each in (optimiser, *others):  # gradients that an objective leaves in the network are dropped
+                    each.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(module.parameters(), 5.0)
+                for each in (optimiser, *others):
+                    each.step()
+                schedule.step()
+            after((epoch + 1) / epochs)
     module.eval()
     module.requires_grad_(False)
 

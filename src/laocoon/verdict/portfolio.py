@@ -119,7 +119,7 @@ class Portfolio:
     def __init__(self, subject: Subject, parts: Split, suspected: Sequence[Suspect], max_drop: float, root: Context,
                  passes: float, resume: Path | None, *, strict: bool = False) -> None:
         """passes: what the repairs together may spend; judging them is not limited. strict: not one point more."""
-        self.strict = strict
+        self.strict = strict or not suspected
         self.subject, self.parts, self.suspected, self.max_drop = subject, parts, tuple(suspected), max_drop
         self.root, self.resume, self.left = root, resume, passes
         self.was_right = right(subject, parts.choose, root)
