@@ -21,7 +21,7 @@ def _silent(method: str, fraction: float, note: str) -> None:
 
 @contextmanager
 def governed(rng: torch.Generator) -> Iterator[None]:
-    """Within the block torch's global generator, which dropout draws from, follows `rng`; after it neither has moved."""
+    """Within the block torch's global generator, which dropout draws from, follows `rng`; both stay as they were."""
     ahead = torch.Generator()
     ahead.set_state(rng.get_state())
     with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):

@@ -179,7 +179,7 @@ MORE_DATA = ("mnist", "cifar10")  # one specimen of every later attack in the fu
 FEW = "few"
 FEW_SOURCES = ("mnist", "cifar10")
 FEW_SAMPLES = 4000
-FEW_CLEAN: dict[Split, int] = {"fusion": 24, "calibration": 40, "sealed": 40}
+FEW_CLEAN: dict[Split, int] = {"fusion": 24, "calibration": 80, "sealed": 40}
 FEW_PLANTED: dict[Split, int] = {"fusion": 3, "calibration": 0, "sealed": 3}  # per kind
 FEW_KINDS = ("patch", "patch_low_rate", "blended", "blended_smooth", "sinusoid", "sinusoid_clean_label", "frequency",
              "warp")
