@@ -33,8 +33,8 @@ def governed(rng: torch.Generator) -> Iterator[None]:
 class Context:
     """Budget is counted in sample-level forward-backward passes; a forward alone counts as a third of one.
 
-    All randomness of a method comes from `rng` (a CPU generator, so that draws agree across devices). Methods run
-    `governed` by it, since a network that somebody hands over may draw from torch's global generator.
+    All randomness of a method comes from `rng` (a CPU generator, so that draws agree across devices). Where it trains a
+    network that may draw from torch's global generator, as dropout does, it does so `governed` by it.
     """
 
     seed: int = 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from laocoon.core.context import Context
+from laocoon.core.context import Context, governed
 from laocoon.core.errors import NotApplicable
 
 
@@ -36,20 +36,21 @@ def tune(module: nn.Module, inputs: Tensor, wanted: Tensor, ctx: Context, *, epo
         torch.optim.AdamW(parameters, lr=rate, weight_decay=5e-4))
     steps = max(1, n // batch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * steps)
-    for _ in range(epochs):
-        order = torch.randperm(n, generator=ctx.rng).to(inputs.device)
-        for step in range(steps):
-            index = order[step * batch:(step + 1) * batch]
-            ctx.spend(len(index))
-            logits, goal = module(inputs[index]) / temperature, wanted[index]
-            if goal.is_floating_point():
-                goal = (goal / temperature).softmax(-1)
-            loss = functional.cross_entropy(logits, goal) * temperature**2
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(parameters, 5.0)
-            optimiser.step()
-            schedule.step()
+    with governed(ctx.rng):
+        for _ in range(epochs):
+            order = torch.randperm(n, generator=ctx.rng).to(inputs.device)
+            for step in range(steps):
+                index = order[step * batch:(step + 1) * batch]
+                ctx.spend(len(index))
+                logits, goal = module(inputs[index]) / temperature, wanted[index]
+                if goal.is_floating_point():
+                    goal = (goal / temperature).softmax(-1)
+                loss = functional.cross_entropy(logits, goal) * temperature**2
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(parameters, 5.0)
+                optimiser.step()
+                schedule.step()
     module.eval()
     module.requires_grad_(False)
 
