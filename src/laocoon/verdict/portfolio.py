@@ -164,12 +164,12 @@ class Portfolio:
         """The admissible attempt with the lowest score; an earlier stage wins ties.
 
         Of results that leave nothing to be seen those that started from fresh weights come first: with the backdoors
-        that were found they are rid of those that were not. Without a trigger to judge by, what forgets most comes
-        first of all that is harmless.
+        that were found they are rid of those that were not. Without a trigger to judge by it is the first, what forgets
+        most: none that loses more than it may has a score then.
         """
         able = [a for a in self.attempts if a.trial.score is not None]
         if not self.suspected:
-            return next((a for a in able if a.harmless), min(able, key=lambda a: a.trial.score or 0.0, default=None))
+            return next(iter(able), None)
         able = [a for a in able if a.clear and a.afresh] or able
         return min(able, key=lambda a: (round(a.trial.score or 0.0, 3), a.trial.stage), default=None)
 
