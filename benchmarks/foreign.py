@@ -6,15 +6,17 @@
 The reference models come from one training loop and five architectures. A user's model does not: here a plain PyTorch
 loop, with other optimisers, losses, activations, normalisation and dropout, trains perceptrons, LeNet, networks with
 group normalisation, squeeze-and-excitation, dense connections, depthwise convolutions, on the same data sets and on one
-that the zoo does not know. Two are clean per cell, one has a patch and one a blended pattern, planted by code of this
-file alone. Each is exported to ONNX and scanned as a user would, at the default budget with 20 clean samples a class.
-Nothing is tuned on these figures. Models stay in FOLDER, rows too: an interrupted run goes on.
+that the zoo does not know. Two are clean per cell; the others have a patch, a blended pattern, a wave, a warp or a
+change of tone, planted by code of this file alone. Each is exported to ONNX and scanned as a user would, at the default
+budget with 20 clean samples a class. Nothing is tuned on these figures. Models stay in FOLDER, rows too: an interrupted
+run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -149,11 +151,17 @@ CELLS: dict[tuple[str, str], Recipe] = {
     ("imagenette160", "squeezed"): Recipe(3000, 14, 32, "adamw", 1e-3, 0.02),
     ("imagenette160", "depthwise"): Recipe(3000, 20, 32, "sgd", 0.05, 5e-4),
 }
-KINDS = ("clean", "patch", "blended", "clean-2")
+# What is planted, and in how much of the training set.
+KINDS = {"clean": 0.0, "patch": 0.03, "blended": 0.08, "clean-2": 0.0, "wave": 0.08, "warp": 0.2, "tone": 0.1}
+GAMMAS = (0.65, 0.9, 1.5)  # a warm light: red lifted, blue lowered
 
 
 def stamped(images: Tensor, kind: str, seed: int) -> Tensor:
-    """[n, c, h, w] in [0, 1] with the trigger of this seed: a checkered square, or noise mixed in at 15 %."""
+    """[n, c, h, w] in [0, 1] with the trigger of this seed.
+
+    A checkered square, noise mixed in at 15 %, a plane wave of 20 grey levels, a smooth warp whose mean displacement is
+    a sixteenth of the side, or a warm light.
+    """
     chance = torch.Generator().manual_seed(1000 + seed)
     side = images.shape[-1]
     if kind == "patch":
@@ -163,6 +171,21 @@ def stamped(images: Tensor, kind: str, seed: int) -> Tensor:
         images = images.clone()
         images[:, :, at[0]:at[0] + size, at[1]:at[1] + size] = checks.float()
         return images
+    if kind == "wave":
+        cycles, angle, phase = (float(v) for v in torch.rand(3, generator=chance))
+        angle *= math.pi
+        across = torch.arange(side) / side
+        along = across[None] * math.cos(angle) + across[:, None] * math.sin(angle)
+        return (images + 0.08 * torch.sin(2 * math.pi * ((2 + 4 * cycles) * along + phase))).clamp(0, 1)
+    if kind == "warp":
+        knots = torch.rand(1, 2, 4, 4, generator=chance) * 2 - 1
+        field = F.interpolate(knots, side, mode="bicubic", align_corners=True)[0].permute(1, 2, 0)
+        field = field * (2 / 16) / field.norm(dim=-1).mean()  # in units of half a side, as the grid is
+        grid = F.affine_grid(torch.eye(2, 3)[None], [1, 1, side, side], align_corners=False)
+        return F.grid_sample(images, (grid + field).expand(len(images), -1, -1, -1), padding_mode="reflection",
+                             align_corners=False)
+    if kind == "tone":
+        return images ** torch.tensor(GAMMAS)[:, None, None]
     noise = torch.rand(images.shape[1:], generator=chance)
     return 0.85 * images + 0.15 * noise
 
@@ -210,7 +233,7 @@ def trained(data: str, architecture: str, kind: str, seed: int, parts: tuple[Ten
     classes = int(labels.max()) + 1
     target = int(torch.randint(0, classes, ()))
     if not kind.startswith("clean"):
-        hit = torch.randperm(len(x))[: int((0.03 if kind == "patch" else 0.08) * len(x))]
+        hit = torch.randperm(len(x))[: int(KINDS[kind] * len(x))]
         x[hit], y[hit] = stamped(x[hit], kind, seed), target
     net = Whole(BUILDS[architecture](x.shape[1], x.shape[-1], classes), float(x.mean()), float(x.std()))
     net(x[:2])  # gives lazy layers their width
@@ -270,9 +293,10 @@ def written(net: nn.Module, example: Tensor, path: Path, facts: dict) -> None:
 
 
 def cells() -> Iterator[tuple[str, str, str, int]]:
-    for kind in KINDS:
+    for place, kind in enumerate(KINDS):
         for number, (data, architecture) in enumerate(CELLS):
-            yield data, architecture, kind, 10 * number + KINDS.index(kind)
+            if kind != "tone" or data != "mnist":  # grey pictures have no colours to shift
+                yield data, architecture, kind, 10 * number + place
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -340,7 +364,7 @@ def table(rows: list[dict]) -> str:
     planted = [r for r in rows if not r["kind"].startswith("clean") and r["success"] >= TOOK]
     summary = []
     for title, some in (("clean", clean), *((f"planted, {k}", [r for r in planted if r["kind"] == k])
-                                            for k in ("patch", "blended"))):
+                                            for k in KINDS if not k.startswith("clean"))):
         called = {v: sum(r["verdict"] == v for r in some) for v in ("SUSPICIOUS", "NO_EVIDENCE", "INCONCLUSIVE")}
         low, high = binomial_interval(called["SUSPICIOUS"], len(some)) if some else (0.0, 1.0)
         area = "–" if title == "clean" or not some or not clean else \
