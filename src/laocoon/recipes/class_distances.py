@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-WIDE = 512  # columns of a layer from which on the zeros of the others cost more than an operation of its own
 FLOOR = 1e-2  # of the mean spread of a channel: below it a channel counts as still
 
 
@@ -64,58 +63,38 @@ def class_gaussian(states: Tensor, labels: Tensor, classes: int, *, shrink: floa
 
 @dataclass(frozen=True, eq=False)
 class Stacked:
-    """Several `ClassGaussian` over columns of one tensor, computed at once: eight operations, not eight a layer.
-
-    A layer of many columns that lie side by side turns to its directions alone: in one matrix with the others it would
-    be multiplied by their zeros as well.
-    """
+    """Several `ClassGaussian` over columns of one tensor, computed at once: eight operations, not eight a layer."""
 
     inverse: Tensor  # [width]
     offsets: Tensor  # [classes, width]
-    parts: tuple[tuple[slice | Tensor, Tensor], ...]  # columns, and their basis [columns, ranks of its layers]
-    weights: Tensor  # [ranks of all, layers], in the order of the parts
+    basis: Tensor  # [width, ranks of all]
+    weights: Tensor  # [ranks of all, layers]
     ridges: Tensor  # [width, layers]
 
     def distances(self, whole: Tensor, labels: Tensor) -> Tensor:
         """Squared Mahalanobis distance to the own class in each layer, [batch, layers]."""
         away = whole * self.inverse - self.offsets[labels]
-        turned = [away[:, columns] @ basis for columns, basis in self.parts]
-        along = turned[0] if len(turned) == 1 else torch.cat(turned, 1)
-        return (away.square() @ self.ridges - along.square() @ self.weights).clamp_min(0)
+        return (away.square() @ self.ridges - (away @ self.basis).square() @ self.weights).clamp_min(0)
 
 
 def stacked(layers: list[ClassGaussian], columns: tuple[Tensor, ...]) -> Stacked:
     """`columns`: where the states of each layer are in the tensor of all."""
     width = sum(len(index) for index in columns)
     some = layers[0].centres
+    ranks = [layer.basis.shape[1] for layer in layers]
     inverse, offsets = some.new_zeros(width), some.new_zeros(len(some), width)
-    ridges = some.new_zeros(width, len(layers))
+    basis, ridges = some.new_zeros(width, sum(ranks)), some.new_zeros(width, len(layers))
+    weights = some.new_zeros(sum(ranks), len(layers))
+    start = 0
     for number, (layer, index) in enumerate(zip(layers, columns, strict=True)):
+        stop = start + ranks[number]
         inverse[index] = layer.scaling.inverse
         offsets[:, index] = layer.centres + layer.scaling.mean * layer.scaling.inverse
+        basis[index, start:stop] = layer.basis
+        weights[start:stop, number] = layer.weights
         ridges[index, number] = layer.ridge
-    alone = [n for n, index in enumerate(columns) if len(index) >= WIDE and _adjacent(index)]
-    together = [n for n in range(len(layers)) if n not in alone]
-    groups = [[n] for n in alone] + [together] * bool(together)
-    parts, weights = [], []
-    for group in groups:
-        ranks = [layers[n].basis.shape[1] for n in group]
-        index, order = torch.cat([columns[n] for n in group]).sort()
-        parts.append((_side_by_side(index), torch.block_diag(*(layers[n].basis for n in group))[order]))
-        for n, rank in zip(group, ranks, strict=True):
-            own = some.new_zeros(rank, len(layers))
-            own[:, n] = layers[n].weights
-            weights.append(own)
-    return Stacked(inverse, offsets, tuple(parts), torch.cat(weights), ridges)
-
-
-def _adjacent(index: Tensor) -> bool:
-    return bool((index.diff() == 1).all())
-
-
-def _side_by_side(index: Tensor) -> slice | Tensor:
-    """A slice where that does: no copy is made for it."""
-    return slice(int(index[0]), int(index[-1]) + 1) if _adjacent(index) else index
+        start = stop
+    return Stacked(inverse, offsets, basis, weights, ridges)
 
 
 @dataclass(frozen=True, eq=False)

@@ -135,17 +135,9 @@ def moments(tensor: Tensor, last: bool) -> tuple[Tensor, ...]:
         stride = max(1, math.isqrt(tensor.shape[2] * tensor.shape[3] // PLACES))
         if stride > 1:
             tensor = tensor[:, :, ::stride, ::stride]
+    places = tuple(range(1, tensor.dim() - 1)) if last else tuple(range(2, tensor.dim()))
     tensor = tensor.float()
-    if last:
-        tensor, over = tensor.flatten(1, -2), 1
-    elif tensor.dim() == 4 and not tensor.is_contiguous() and (turned := tensor.permute(0, 2, 3, 1)).is_contiguous():
-        tensor, over = turned.flatten(1, 2), 1  # channels lie side by side
-    else:
-        tensor, over = tensor.flatten(2), 2
-    if over == 1:
-        return tensor.mean(1), tensor.square().mean(1)  # many times as fast as var_mean
-    # Where the places of a channel lie side by side, twice as fast as squares, which are written down first.
-    return tensor.mean(2), torch.linalg.vector_norm(tensor, dim=2).square_().div_(tensor.shape[2])
+    return tensor.mean(places), tensor.square().mean(places)  # several times faster than var_mean
 
 
 def assembled(parts: list[tuple[Tensor, ...]], logits: Tensor) -> Reading:
