@@ -113,6 +113,8 @@ def test_zoo_is_built_measured_and_fitted(laocoon, monkeypatch):
     (("lab", "zoo", "measure", "--zoo", "nowhere"), ("nowhere", "no specimens", "build")),
     (("lab", "zoo", "fit", "--zoo", "nowhere", "--out", "r.json"), ("nowhere", "no specimens", "build")),
     (("lab", "zoo", "table", "--zoo", "nowhere"), ("nowhere", "no specimens", "build")),
+    (("lab", "zoo", "table", "--subsets", "many"), ("--subsets", "'many'", "few")),
+    (("lab", "zoo", "fit", "--subsets", "../x", "--out", "r.json"), ("--subsets", "'../x'", "several")),
     (("lab", "zoo", "build", "--zoo", "zoo", "--data", "mnist", "--splits", "fusion", "--limit", "1"), ("mnist",)),
 ], ids=lambda a: " ".join(a))
 def test_lab_arguments(arguments, says, laocoon):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def planned(split: str, data: tuple[str, ...] = DATA) -> dict[str, zoo.Specifica
 
 
 def test_splits_share_no_specification_and_no_seed() -> None:
-    plans = {split: planned(split, (*DATA, zoo.FEW)) for split in SPLITS}
+    plans = {split: planned(split, (*DATA, *zoo.SUBSETS)) for split in SPLITS}
     for a, b in (("fusion", "calibration"), ("fusion", "sealed"), ("calibration", "sealed")):
         assert not plans[a].keys() & plans[b].keys()
         assert not {s.seed for s in plans[a].values()} & {s.seed for s in plans[b].values()}
@@ -49,11 +50,12 @@ def test_the_shipped_reference_holds_no_sealed_model() -> None:
     assert set(ours.core) <= set(zoo.KINDS)
 
 
-def test_the_shipped_reference_of_few_classes_holds_no_sealed_model() -> None:
-    ours = shipped("image_few")
+@pytest.mark.parametrize(("name", "least"), [("few", 80), ("several", 40)])
+def test_the_shipped_references_of_some_classes_hold_no_sealed_model(name: str, least: int) -> None:
+    ours = shipped(f"image_{name}")
     held = {row.digest for row in (*ours.clean, *ours.planted)}
-    assert len(ours.clean) == 80 and held <= (planned("fusion", (zoo.FEW,)) | planned("calibration", (zoo.FEW,))).keys()
-    assert {row.classes for row in (*ours.clean, *ours.planted)} == {2, 3}
+    assert len(ours.clean) >= least and held <= (planned("fusion", (name,)) | planned("calibration", (name,))).keys()
+    assert {row.classes for row in (*ours.clean, *ours.planted)} == set(zoo.SUBSETS[name].counts)
     assert not held & {row.digest for row in (*shipped().clean, *shipped().planted)}
 
 
@@ -110,29 +112,34 @@ def test_rows_are_measured_once_and_make_a_reference(folder: Path, monkeypatch: 
     assert "false alarms" in markdown(folder, "sealed", False)
 
 
-def test_models_of_few_classes_have_a_reference_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["few", "several"])
+def test_models_of_some_classes_have_a_reference_of_their_own(name: str, tmp_path: Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = zoo.SUBSETS[name]
     monkeypatch.setitem(zoo.RECIPES, "digits", (300, 2, 1, False))
-    monkeypatch.setattr(zoo, "FEW_SOURCES", ("digits",))
-    monkeypatch.setattr(zoo, "FEW_KINDS", ("patch",))
+    monkeypatch.setattr(zoo, "SUBSETS_OF", ("digits",))
+    monkeypatch.setattr(zoo, "SUBSETS_KINDS", ("patch",))
     monkeypatch.setattr(zoo, "CONVOLUTIONAL", ("cnn",))
-    for name, counts in (("FEW_CLEAN", (8, 3, 2)), ("FEW_PLANTED", (1, 0, 1))):
-        monkeypatch.setattr(zoo, name, dict(zip(SPLITS, counts, strict=True)))
-    assert zoo.grow(tmp_path, None, SPLITS, (zoo.FEW,)) == 15
-    assert all(s.specification.few and s.specification.source == "digits" for s in zoo.specimens(tmp_path))
+    clean, planted = (dict(zip(SPLITS, counts, strict=True)) for counts in ((8, 3, 2), (1, 0, 1)))
+    monkeypatch.setitem(zoo.SUBSETS, name, replace(whole, clean=clean, planted=planted))
+    assert zoo.grow(tmp_path, None, SPLITS, (name,)) == 15
+    assert all(s.specification.plan == name and s.specification.source == "digits" for s in zoo.specimens(tmp_path))
     cheap = Schedule("deep", (TriggerInversion(families=("patch",), steps=3, batch=4),), float("inf"))
     for split in SPLITS:
-        assert len(list(reference.measure(tmp_path, None, split, cheap, only=(zoo.FEW,)))) == len(
+        assert len(list(reference.measure(tmp_path, None, split, cheap, only=(name,)))) == len(
             zoo.specimens(tmp_path, split))
         assert not list(reference.measure(tmp_path, None, split, cheap, only=("digits",)))
     monkeypatch.setattr(reference, "plan", lambda *_: cheap)
     monkeypatch.setattr("laocoon.lab.figures.plan", lambda *_: cheap)
     assert not parse(reference.fit_reference(tmp_path)).clean
-    fitted = parse(reference.fit_reference(tmp_path, few=True))
-    assert len(fitted.clean) == 3 and len(fitted.planted) == 1 and {r.classes for r in fitted.clean} <= {2, 3}
+    fitted = parse(reference.fit_reference(tmp_path, subsets=name))
+    assert len(fitted.clean) == 3 and len(fitted.planted) == 1
+    assert {r.classes for r in fitted.clean} <= set(whole.counts)
     assert {row.data for row in fitted.clean} == {"digits"} and {row.group for row in fitted.clean} == {"grey"}
-    assert not judge(tmp_path, "sealed", False, fitted) and len(judge(tmp_path, "sealed", False, fitted, few=True)) == 3
-    page = markdown(tmp_path, "sealed", False, few=True)
-    assert "two and three classes" in page and "--few" in page
+    assert not judge(tmp_path, "sealed", False, fitted)
+    assert len(judge(tmp_path, "sealed", False, fitted, subsets=name)) == 3
+    page = markdown(tmp_path, "sealed", False, subsets=name)
+    assert whole.words in page and f"--subsets {name}" in page
 
 
 @pytest.mark.parametrize("some", ["3", "3,3", "3,10", "a,b", "3,-1"])

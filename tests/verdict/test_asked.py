@@ -43,7 +43,8 @@ def test_only_asked():
     for offered in ({Capability.QUERY}, {Capability.QUERY, Capability.HARD_LABEL}):
         hidden = replace(subject, capabilities=frozenset(offered))
         assert only_asked(hidden) and reference_name(hidden) == "query"
-    for classes, name in ((2, "image_few"), (3, "image_few"), (4, "image")):
+    for classes, name in ((2, "image_few"), (3, "image_few"), (4, "image_several"), (7, "image_several"),
+                          (8, "image")):
         assert reference_name(replace(subject, classes=classes)) == name
     table = replace(twins("tabular").clean.subject, capabilities=frozenset({Capability.QUERY}))
     assert not only_asked(table) and reference_name(table) == "tabular"  # trees have references of their own

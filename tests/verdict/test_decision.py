@@ -130,8 +130,11 @@ def test_references_of_few_classes_speak_for_theirs_alone():
     few = replace(GOOD, clean=tuple(replace(row, classes=2 + i % 2) for i, row in enumerate(GOOD.clean)))
     for classes, inside in ((2, True), (3, True), (4, False), (10, False)):
         assert (widening(Profile("image", classes, 20, 0.9), few) == (1.0, "")) is inside
-    for classes, inside in ((3, False), (4, True), (1000, True), (1001, False)):
+    for classes, inside in ((3, False), (7, False), (8, True), (1000, True), (1001, False)):
         assert math.isfinite(widening(Profile("image", classes, 20, 0.9), GOOD)[0]) is inside
+    several = replace(GOOD, clean=tuple(replace(row, classes=4 + i % 4) for i, row in enumerate(GOOD.clean)))
+    for classes, inside in ((3, False), (4, True), (7, True), (8, False)):
+        assert (widening(Profile("image", classes, 20, 0.9), several) == (1.0, "")) is inside
     assert widening(Profile("image", 2, 20, 0.9), replace(GOOD, clean=()))[0] == math.inf
 
 

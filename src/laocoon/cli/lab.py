@@ -31,12 +31,14 @@ app.add_typer(bench, name="bench")
 Folder = Annotated[Path, typer.Option("--zoo", help="Where the zoo is kept; builds resume from it.")]
 Root = Annotated[Path | None, typer.Option("--data-root", help="Folder with mnist/, gtsrb/, cifar10/ as Parquet.")]
 Splits = Annotated[str, typer.Option(help="Comma-separated: fusion, calibration, sealed.")]
-Data = Annotated[str, typer.Option(help="Comma-separated: digits, mnist, gtsrb, cifar10, few (2 and 3 classes).")]
+Data = Annotated[str, typer.Option(help="Comma-separated: digits, mnist, gtsrb, cifar10; few and several: models of 2 "
+                                        "and 3, and of 4 to 7 classes.")]
 Share = Annotated[str, typer.Option(help="K/N: take every N-th specimen from the K-th, to build in N processes.")]
 Limit = Annotated[int | None, typer.Option(min=0, help="At most so many specimens per split and data set.")]
-Few = Annotated[bool, typer.Option("--few", help="Models of two and three classes: they have their own references.")]
+Subsets = Annotated[str, typer.Option(help="few or several: models of 2 and 3, or of 4 to 7 classes, which have "
+                                           "references of their own.")]
 ZOO = Path.home() / ".cache" / "laocoon" / "zoo"
-ALL = "digits,mnist,gtsrb,cifar10,few"
+ALL = "digits,mnist,gtsrb,cifar10,few,several"
 
 
 def _splits(text: str) -> tuple[Split, ...]:
@@ -54,6 +56,11 @@ def _data(text: str) -> tuple[str, ...]:
         if name not in ALL.split(","):
             raise InputError(f"--data names {name!r}.", f"It is one of {ALL}.")
     return names
+
+
+def _known(subsets: str) -> None:
+    if subsets not in ("", "few", "several"):
+        raise InputError(f"--subsets is {subsets!r}.", "It is few (2 and 3 classes) or several (4 to 7).")
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -128,14 +135,15 @@ def measure(
 def fit(
     folder: Folder = ZOO,
     out: Annotated[Path | None, typer.Option(help="The reference file; the package's own without it.")] = None,
-    few: Few = False,
+    subsets: Subsets = "",
 ) -> None:
     """Fit the reference file from what was measured of the fusion and calibration splits."""
     from laocoon.lab.reference import fit_reference
 
+    _known(subsets)
     _built(folder)
-    out = out or Path("src/laocoon/verdict") / ("reference_image_few.json" if few else "reference.json")
-    text = fit_reference(folder, few=few)
+    out = out or Path("src/laocoon/verdict") / (f"reference_image_{subsets}.json" if subsets else "reference.json")
+    text = fit_reference(folder, subsets=subsets)
     if not json.loads(text)["clean"]:
         raise InputError(
             f"no clean model of the calibration split of {printable(folder)} was measured.",
@@ -151,13 +159,14 @@ def table(
     split: Annotated[str, typer.Option()] = "sealed",
     out: Annotated[Path | None, typer.Option(help="Markdown file; standard output without it.")] = None,
     deep: Annotated[bool, typer.Option(help="Only models measured by the deep budget too.")] = False,
-    few: Few = False,
+    subsets: Subsets = "",
 ) -> None:
     """AUROC, power and false alarms per attack and architecture on what was measured of a split, with intervals."""
     from laocoon.lab.figures import markdown
 
+    _known(subsets)
     _built(folder)
-    text = markdown(folder, _splits(split)[0], deep, few=few)
+    text = markdown(folder, _splits(split)[0], deep, subsets=subsets)
     if out is None:
         print(text)
     else:

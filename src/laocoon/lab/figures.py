@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from laocoon.lab.reference import SAMPLES_PER_CLASS, WEIGHTS, as_row, counted, fit_reference, recorded
-from laocoon.lab.zoo import ALL_TO_ONE, EVERY, KINDS, MORE, Split
+from laocoon.lab.zoo import ALL_TO_ONE, EVERY, KINDS, MORE, SUBSETS, Split
 from laocoon.recipes.conformal import binomial_interval, p_value
 from laocoon.recipes.ranking import auroc, cluster_bootstrap
 from laocoon.verdict.calibrate import Reference, Row, parse, shipped
@@ -29,20 +29,20 @@ class Judged:
     other_p: float
 
 
-def judge(folder: Path, split: Split, deep: bool, reference: Reference, *, few: bool = False) -> list[Judged]:
-    """Score every measured specimen of a split against the reference. few: those with two and three classes."""
+def judge(folder: Path, split: Split, deep: bool, reference: Reference, *, subsets: str = "") -> list[Judged]:
+    """Score every measured specimen of a split against the reference. subsets: those of a plan of some classes."""
     found: list[Judged] = []
     schedule = plan("deep", counted(deep))
     without: dict[str, Reference] = {}
     for specimen, raw in recorded(folder, split, schedule, schedule):
-        if specimen.specification.few is not few:
+        if specimen.specification.plan != subsets:
             continue
         data = as_row(specimen, raw, list(WEIGHTS))
         row = Row(data["digest"], data["data"], data["architecture"], data["kind"], data["classes"], data["table"],
                   data.get("attack_success"), tuple(data.get("targets", ())), data["group"])
         kind = row.architecture.split("_")[0]
         if kind not in without:
-            without[kind] = parse(fit_reference(folder, kind, few=few))
+            without[kind] = parse(fit_reference(folder, kind, subsets=subsets))
         (score, p, target), (other_score, other_p, _) = (_against(r, row) for r in (reference, without[kind]))
         found.append(Judged(row, score, p, bool(row.targets) and target == row.targets[:1], other_score, other_p))
     return found
@@ -85,10 +85,10 @@ def _alarms(name: str, clean: Sequence[Judged]) -> str:
     return f"| {name} | {len(clean)} | {hits} [{low:.3f}, {high:.3f}] | {other} |"
 
 
-def markdown(folder: Path, split: Split, deep: bool, *, few: bool = False) -> str:
-    """Both tables with their intervals, as Markdown. few: of models with two and three classes."""
-    reference = shipped("image_few" if few else "image")
-    judged = judge(folder, split, deep, reference, few=few)
+def markdown(folder: Path, split: Split, deep: bool, *, subsets: str = "") -> str:
+    """Both tables with their intervals, as Markdown. subsets: of models of a plan of some classes."""
+    reference = shipped(f"image_{subsets}" if subsets else "image")
+    judged = judge(folder, split, deep, reference, subsets=subsets)
     clean = [j for j in judged if j.row.kind == "clean"]
     took = [j for j in judged if j.row.kind != "clean" and (j.row.attack_success or 0) >= TOOK]
     weak = [j for j in judged if j.row.kind != "clean" and (j.row.attack_success or 0) < TOOK]
@@ -110,12 +110,14 @@ def markdown(folder: Path, split: Split, deep: bool, *, few: bool = False) -> st
               _alarms("all", clean)]
     for data in sorted({j.row.data for j in clean}):
         alarms.append(_alarms(data, [j for j in clean if j.row.data == data]))
-    for count in sorted({j.row.classes for j in clean}) if few else ():
+    for count in sorted({j.row.classes for j in clean}) if subsets else ():
         alarms.append(_alarms(f"{count} classes", [j for j in clean if j.row.classes == count]))
     for architecture in sorted({j.row.architecture for j in clean}):
         alarms.append(_alarms(architecture, [j for j in clean if j.row.architecture == architecture]))
-    title = f"# How well planted models are told from clean ones: the {split} split{', two and three classes' * few}"
-    command = f"Command: `laocoon lab zoo table --split {split}{' --deep' * deep}{' --few' * few}`, seed 0.\n"
+    title = f"# How well planted models are told from clean ones: the {split} split"
+    title += f", {SUBSETS[subsets].words}" if subsets else ""
+    command = (f"Command: `laocoon lab zoo table --split {split}{' --deep' * deep}{' --subsets ' * bool(subsets)}"
+               f"{subsets}`, seed 0.\n")
     nulls = {len(reference.comparable(frozenset(j.row.table) & frozenset(reference.scales))) for j in judged}
     note = (f"Tier `desk`, {SAMPLES_PER_CLASS} clean samples a class, {max(nulls, default=0)} clean references that "
             f"the same rules were measured on (file {reference.digest}). "

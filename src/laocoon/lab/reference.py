@@ -100,7 +100,7 @@ def measure(folder: Path, root: Path | None, split: Split, schedule: Schedule, s
     sets: dict[str, Dataset] = {}
     for specimen in specimens(folder, split)[share[0]::share[1]]:
         name = specimen.specification.data
-        if only and name not in only and not (FEW in only and specimen.specification.few):
+        if only and name not in only and specimen.specification.plan not in only:
             continue
         if name not in sets:
             sets[name] = load(name, root, folder / "data")
@@ -121,29 +121,30 @@ def as_row(specimen: Specimen, row: dict[str, Any], rules: Sequence[str]) -> dic
     return found
 
 
-def fit_reference(folder: Path, without: str = "", *, few: bool = False) -> str:
+def fit_reference(folder: Path, without: str = "", *, subsets: str = "") -> str:
     """The reference file as JSON text: scales from clean fusion models, the null from the calibration split.
 
     Fits on what `measure` recorded. Models measured without the methods of the deep budget count for the others.
-    without: an architecture (and its variants) to leave out, to see what its absence costs. few: of models with two and
-    three classes instead of the others.
+    without: an architecture (and its variants) to leave out, to see what its absence costs. subsets: a plan of models
+    that know some classes, instead of the others.
     """
     least, schedule = plan("deep", counted(deep=False)), plan("deep", counted(deep=True))
     fusion = [as_row(s, r, list(WEIGHTS)) for s, r in recorded(folder, "fusion", least, schedule)
-              if s.specification.few is few]
+              if s.specification.plan == subsets]
     clean = [as_row(s, r, list(WEIGHTS)) for s, r in recorded(folder, "calibration", least, schedule)
-             if s.specification.kind == "clean" and s.specification.few is few]
+             if s.specification.kind == "clean" and s.specification.plan == subsets]
     fusion, clean = ([r for r in rows if not without or r["architecture"].split("_")[0] != without]
                      for rows in (fusion, clean))
     honest = [row for row in fusion if row["kind"] == "clean"]
     provenance = {
         "version": __version__, "samples_per_class": SAMPLES_PER_CLASS, "settings": settings_digest(schedule.methods),
-        "fusion": len(fusion), "calibration": len(clean), "command": f"laocoon lab zoo fit{' --few' if few else ''}",
+        "fusion": len(fusion), "calibration": len(clean),
+        "command": f"laocoon lab zoo fit{' --subsets ' * bool(subsets)}{subsets}",
         "data": sorted({r["data"] for r in clean}), "architectures": sorted({r["architecture"] for r in clean}),
         "splits": {name: names_digest([s.folder.name for s in specimens(folder, name)])  # type: ignore[arg-type]
                    for name in ("fusion", "calibration", "sealed")}}
     # A map of all classes can be searched with three, not with two: no rule that only some references know.
-    weights = {r: w for r, w in WEIGHTS.items() if not few or not r.startswith("all_to_all_inversion")}
+    weights = {r: w for r, w in WEIGHTS.items() if subsets != FEW.name or not r.startswith("all_to_all_inversion")}
     fitted = scales(honest, weights, ("colour", "grey"))
     return json.dumps({"provenance": provenance, "core": list(ALL_TO_ONE), "scales": fitted,
                        "clean": clean, "planted": [r for r in fusion if r["kind"] != "clean"]},

@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -127,9 +127,12 @@ class Specification:
         return self.data.partition(":")[0]
 
     @property
-    def few(self) -> bool:
-        """Of the plan with two and three classes?"""
-        return self.source != self.data
+    def plan(self) -> str:
+        """The plan of subsets that it is of, by its name; "" for models of all classes."""
+        if self.source == self.data:
+            return ""
+        count = self.data.count(",") + 1
+        return next(plan.name for plan in SUBSETS.values() if count <= max(plan.counts))
 
     @property
     def digest(self) -> str:
@@ -174,27 +177,44 @@ EXTRA_CLEAN: dict[str, tuple[str, ...]] = {"mnist": ("resnet_small",) * 8}
 MORE_DATA = ("mnist", "cifar10")  # one specimen of every later attack in the fusion and in the sealed split
 
 
-# Classifiers of two and three classes have references of their own: what a clean model of ten is expected to score says
-# nothing of them. Classes, data and network of each are drawn, since one pair of classes is not like another.
-FEW = "few"
-FEW_SOURCES = ("mnist", "cifar10")
-FEW_SAMPLES = 4000
-FEW_CLEAN: dict[Split, int] = {"fusion": 24, "calibration": 80, "sealed": 40}
-FEW_PLANTED: dict[Split, int] = {"fusion": 3, "calibration": 0, "sealed": 3}  # per kind
-FEW_KINDS = ("patch", "patch_low_rate", "blended", "blended_smooth", "sinusoid", "sinusoid_clean_label", "frequency",
-             "warp")
+@dataclass(frozen=True)
+class Subsets:
+    """A plan of classifiers that know some classes of a data set, and have references of their own.
+
+    What a clean model of ten classes is expected to score says nothing of them: a class is held against the median of
+    so few. Classes, data and network of each are drawn, since one choice of classes is not like another.
+    """
+
+    name: str
+    counts: tuple[int, ...]  # numbers of classes, drawn from
+    words: str  # the same as a title says it
+    offset: int  # of seeds
+    clean: Mapping[Split, int]
+    planted: Mapping[Split, int]  # per kind
 
 
-def few_classes(split: Split) -> Iterator[Specification]:
-    """The plan of classifiers with two or three classes."""
-    offset = {"fusion": 400_000, "calibration": 500_000, "sealed": 600_000}[split]
+FEW = Subsets("few", (2, 2, 3), "two and three classes", 400_000, {"fusion": 24, "calibration": 80, "sealed": 40},
+              {"fusion": 3, "calibration": 0, "sealed": 3})
+SEVERAL = Subsets("several", (4, 5, 6, 7), "four to seven classes", 700_000,
+                  {"fusion": 24, "calibration": 80, "sealed": 40}, {"fusion": 2, "calibration": 0, "sealed": 2})
+SUBSETS = {plan.name: plan for plan in (FEW, SEVERAL)}
+SUBSETS_OF = ("mnist", "cifar10")
+SUBSETS_SAMPLES = 4000
+SUBSETS_KINDS = ("patch", "patch_low_rate", "blended", "blended_smooth", "sinusoid", "sinusoid_clean_label",
+                 "frequency", "warp")
+
+
+def subsets(plan: Subsets, split: Split) -> Iterator[Specification]:
+    """The specimens of a plan of subsets."""
+    offset = plan.offset + {"fusion": 0, "calibration": 100_000, "sealed": 200_000}[split]
     rng = torch.Generator().manual_seed(offset)
     draw = lambda values: values[int(torch.randint(0, len(values), (), generator=rng))]  # noqa: E731
-    for i, kind in enumerate(_interleaved(FEW_CLEAN[split], [k for _ in range(FEW_PLANTED[split]) for k in FEW_KINDS])):
-        source, count = draw(FEW_SOURCES), draw((2, 2, 3))
+    kinds = [k for _ in range(plan.planted[split]) for k in SUBSETS_KINDS]
+    for i, kind in enumerate(_interleaved(plan.clean[split], kinds)):
+        source, count = draw(SUBSETS_OF), draw(plan.counts)
         chosen = torch.randperm(10, generator=rng)[:count].tolist()
         yield Specification(f"{source}:{','.join(map(str, chosen))}", draw(CONVOLUTIONAL), kind, offset + i, split,
-                            FEW_SAMPLES, RECIPES[source][1] + 1)
+                            SUBSETS_SAMPLES, RECIPES[source][1] + 1)
 
 
 def _interleaved(clean: int, planted: Sequence[str]) -> list[str]:
@@ -206,8 +226,8 @@ def _interleaved(clean: int, planted: Sequence[str]) -> list[str]:
 
 def specifications(split: Split, data: str) -> Iterator[Specification]:
     """The desk-tier plan of one cell, clean and planted interleaved, so that a partial build is balanced."""
-    if data == FEW:
-        yield from few_classes(split)
+    if data in SUBSETS:
+        yield from subsets(SUBSETS[data], split)
         return
     samples, epochs, _, _ = RECIPES[data]
     offset = {"fusion": 0, "calibration": 100_000, "sealed": 200_000}[split]

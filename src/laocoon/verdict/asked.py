@@ -13,7 +13,8 @@ KEPT_BACK = 0.1  # of the queries, for verifying what was found
 LEAST_KEPT_BACK = 300
 
 
-FEW = 3  # classes, up to which the references are others
+# References of their own, by the largest number of classes that they speak for.
+OF_SO_MANY = {3: "image_few", 7: "image_several"}
 
 
 def only_asked(subject: Subject) -> bool:
@@ -23,11 +24,12 @@ def only_asked(subject: Subject) -> bool:
 
 
 def reference_name(subject: Subject) -> str:
-    """Which reference file speaks for a subject; images of two and three classes have one of their own."""
+    """Which reference file speaks for a subject; images of up to seven classes have two of their own."""
     if only_asked(subject):
         return "query"
     name = subject.modality.name
-    return "image_few" if name == "image" and subject.classes <= FEW else name
+    own = (reference for most, reference in OF_SO_MANY.items() if subject.classes <= most)
+    return next(own, name) if name == "image" else name
 
 
 def allowance(subject: Subject, data: Samples | None, passes: float, power: int) -> float:

@@ -18,9 +18,9 @@ from typing import Any
 from laocoon.core.report import Calibration, Power
 from laocoon.modalities.encoder import encodes
 from laocoon.recipes.conformal import binomial_interval, p_value, rank
-from laocoon.verdict.fuse import LEAST_CLASSES, Fused, Scale, fuse
+from laocoon.verdict.fuse import Fused, Scale, fuse
 
-MOST_CLASSES = 1000  # that references of tens speak for
+LEAST_CLASSES, MOST_CLASSES = 8, 1000  # that references of tens speak for
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ def widening(profile: Profile, reference: Reference) -> tuple[float, str]:
         return _within(profile, reference)
     counts = [row.classes for row in reference.clean]
     fewest, most = min(counts, default=0), max(counts, default=0)
-    # References of many classes speak for others of four and more; those of few for theirs alone.
+    # References of tens of classes speak for others of eight and more; those of fewer for theirs alone: with four and
+    # five, clean models held against references of ten were accused five times in seven.
     least, largest = (LEAST_CLASSES, MOST_CLASSES) if most >= LEAST_CLASSES else (fewest, most)
     if not least <= profile.classes <= largest:
         return float("inf"), f"no reference models with {profile.classes} classes (references: {fewest} to {most})"
