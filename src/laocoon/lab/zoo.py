@@ -128,11 +128,11 @@ class Specification:
 
     @property
     def plan(self) -> str:
-        """The plan of subsets that it is of, by its name; "" for models of all classes."""
+        """The plan of subsets that it is of, by name; "" for models of all classes, its own data where none is."""
         if self.source == self.data:
             return ""
         count = self.data.count(",") + 1
-        return next(plan.name for plan in SUBSETS.values() if count <= max(plan.counts))
+        return next((plan.name for plan in SUBSETS.values() if count <= max(plan.counts)), self.data)
 
     @property
     def digest(self) -> str:
