@@ -150,7 +150,7 @@ CELLS: dict[tuple[str, str], Recipe] = {
     ("gtsrb", "squeezed"): Recipe(15000, 6, 128, "adam", 1e-3),
     ("imagenette160", "squeezed"): Recipe(3000, 14, 32, "adamw", 1e-3, 0.02),
     ("imagenette160", "depthwise"): Recipe(3000, 20, 32, "sgd", 0.05, 5e-4),
-    # Numbers of classes between those of the references.
+    # Numbers of classes that have references of their own.
     ("mnist:0,2,4,6,8", "lenet"): Recipe(10000, 6, 32, "sgd", 0.05),
     ("mnist:0,1,3,5,7,9", "group_residual"): Recipe(6000, 5, 64, "adamw", 2e-3, 0.05),
     ("cifar10:1,3,5,7", "dense"): Recipe(10000, 9, 64, "adam", 2e-3, smoothing=0.1),
@@ -391,7 +391,7 @@ def table(rows: list[dict]) -> str:
         "them, but that all-to-all sizes are judged for the number of pixels since one was accused; its row was "
         f"measured again. Planted models count where the attack took (success of {TOOK:.0%} or more). Photographs at "
         "64 pixels are a data set that the references do not have; where classes are named, the network knows these "
-        "alone, and no reference has as many. Seconds are of one core. Measured so far: "
+        "alone. Seconds are of one core. Measured so far: "
         f"{len(rows)} of the plan's {len(list(cells()))} networks.", "",
         "| | models | SUSPICIOUS [95 %] | NO_EVIDENCE | INCONCLUSIVE | AUROC against the clean | class right |",
         "|-|-|-|-|-|-|-|", *summary, "", *lines, ""])
