@@ -389,7 +389,8 @@ def table(rows: list[dict]) -> str:
         "of other architectures, losses and optimisers than the zoo's, trained and planted by code that shares nothing "
         "with it, exported to ONNX, scanned at the default budget with 20 clean samples a class. Nothing was tuned on "
         "them, but that all-to-all sizes are judged for the number of pixels since one was accused; its row was "
-        f"measured again. Planted models count where the attack took (success of {TOOK:.0%} or more). Photographs at "
+        "measured again, and that four to seven classes have references of their own since a clean one of four was. "
+        f"Planted models count where the attack took (success of {TOOK:.0%} or more). Photographs at "
         "64 pixels are a data set that the references do not have; where classes are named, the network knows these "
         "alone. Seconds are of one core. Measured so far: "
         f"{len(rows)} of the plan's {len(list(cells()))} networks.", "",

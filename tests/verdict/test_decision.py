@@ -14,7 +14,7 @@ from laocoon.core.report import Finding, Report, Verdict
 from laocoon.core.subject import Subject
 from laocoon.modalities.image import Image
 from laocoon.verdict import scan as scanning
-from laocoon.verdict.calibrate import Profile, calibrate, group_of, parse, similar_power, widening
+from laocoon.verdict.calibrate import Profile, calibrate, group_of, parse, widening
 from laocoon.verdict.examination import Examined, Prepared, prepare
 from laocoon.verdict.fuse import Scale, contrasted, covariates, fuse, statistics
 
@@ -136,21 +136,6 @@ def test_references_of_few_classes_speak_for_theirs_alone():
     for classes, inside in ((3, False), (4, True), (7, True), (8, False)):
         assert (widening(Profile("image", classes, 20, 0.9), several) == (1.0, "")) is inside
     assert widening(Profile("image", 2, 20, 0.9), replace(GOOD, clean=()))[0] == math.inf
-
-
-@pytest.mark.parametrize(("classes", "counts", "tried"), [
-    (10, {10: 12, 43: 5}, 12),  # enough of the very number
-    (43, {10: 12, 43: 5}, 17),  # too few: the next number speaks as well
-    (4, {5: 4, 6: 5, 7: 3, 10: 20}, 12),  # from the nearest on, until there are ten
-    (2, {2: 3, 3: 4}, 7),  # all that there are
-])
-def test_power_is_told_from_the_nearest_numbers_of_classes(classes, counts, tried):
-    template = GOOD.planted[0]
-    planted = tuple(replace(template, classes=c) for c, many in counts.items() for _ in range(many))
-    weak = tuple(replace(row, attack_success=0.5) for row in planted)  # did not take: speak for nothing
-    power = similar_power(frozenset(GOOD.scales), Profile("image", classes, 20, 0.9),
-                          replace(GOOD, planted=planted + weak), 0.05)
-    assert sum(row.tried for row in power) == tried
 
 
 def test_far_from_the_references_p_is_widened_never_narrowed():

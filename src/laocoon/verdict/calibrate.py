@@ -20,7 +20,6 @@ from laocoon.modalities.encoder import encodes
 from laocoon.recipes.conformal import binomial_interval, p_value, rank
 from laocoon.verdict.fuse import Fused, Scale, fuse
 
-SPOKEN_FOR = 10  # planted references, below which those of other numbers of classes are asked for power as well
 LEAST_CLASSES, MOST_CLASSES = 8, 1000  # that references of tens speak for
 
 
@@ -164,16 +163,14 @@ def calibrate(fused: Fused, rules: frozenset[str], profile: Profile, reference: 
 
 
 def similar_power(rules: frozenset[str], profile: Profile, reference: Reference, alpha: float) -> tuple[Power, ...]:
-    """Found of tried per planted kind (attack success of 90 % or more), among references of the nearest class counts:
-    of the nearest alone where these are `SPOKEN_FOR` or more."""
+    """Found of tried per planted kind (attack success of 90 % or more), among references of the nearest class count."""
     null = reference.scores(rules)
-    took = [row for row in reference.planted if (row.attack_success or 0) >= 0.9]
-    near: list[Row] = []
-    for count in sorted({row.classes for row in took}, key=lambda c: abs(c - profile.classes)):
-        if len(near) < SPOKEN_FOR or encodes(profile.modality):  # a width is no count of classes
-            near += [row for row in took if row.classes == count]
+    counts = sorted({row.classes for row in reference.planted}, key=lambda c: abs(c - profile.classes))
     found: dict[str, list[bool]] = {}
-    for row in near:
+    for row in reference.planted:
+        near = encodes(profile.modality) or not counts or row.classes == counts[0]  # a width is no count of classes
+        if (row.attack_success or 0) < 0.9 or not near:
+            continue
         hit = p_value(reference.restricted(row, rules).score, null) <= alpha
         found.setdefault(row.kind, []).append(hit)
     return tuple(Power(kind, sum(hits), len(hits), *binomial_interval(sum(hits), len(hits)), "similar reference models",
