@@ -6,14 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laocoon.triggers.additive import Additive
+from laocoon.triggers.faithful_tone import FaithfulTone
 from laocoon.triggers.generator import Generator
 from laocoon.triggers.patch import Patch
 from laocoon.triggers.smooth import Smooth
 from laocoon.triggers.spectral import Spectral
 from laocoon.triggers.tone import Tone
 from laocoon.triggers.warp import Warp
+from laocoon.triggers.wave import Wave
 
-FAMILIES = [Patch(), Additive(), Warp(), Tone(), Smooth(), Spectral(), Generator()]
+FAMILIES = [Patch(), Additive(), Warp(), Tone(), Smooth(), Spectral(), Wave(), FaithfulTone(), Generator()]
 ids = [f.name for f in FAMILIES]
 
 

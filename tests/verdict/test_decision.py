@@ -228,3 +228,18 @@ def test_a_contrast_is_what_a_class_has_beyond_the_next():
     assert unknown is None and first == pytest.approx(0.3) and second == pytest.approx(-0.3 / 1.3)
     assert last == pytest.approx(-3.0 / 1.3)
     assert contrasted(table) == table
+
+
+def test_a_rule_that_says_nothing_of_grey_inputs_leaves_grey_references_comparable():
+    rules = frozenset({"a.wave", "a.tone"})
+    row = lambda i, table, group: {  # noqa: E731
+        "digest": str(i), "data": "made up", "architecture": "cnn", "kind": "clean", "classes": 3, "table": table,
+        "group": group}
+    scales = {rule: [0.0, 1.0, 1.0, {}, {}] for rule in rules}
+    made = parse(json.dumps({
+        "scales": scales, "core": [], "provenance": {}, "planted": [],
+        "clean": [row(0, {"a.wave": [1.0, 0.0, 0.0], "a.tone": []}, "grey"),
+                  row(1, {"a.wave": [0.0, 0.0, 0.0], "a.tone": [2.0, 0.0, 0.0]}, "colour"),
+                  row(2, {"a.wave": [5.0, 0.0, 0.0]}, "colour")]}))  # never measured with `tone`
+    assert made.scores(rules) == pytest.approx([1.0, 2.0])
+    assert len(made.comparable(frozenset({"a.wave"}))) == 3

@@ -31,12 +31,16 @@ WEIGHTS: dict[str, float] = {
     "whole_image_inversion.tone": 1.0,
     "whole_image_inversion.smooth": 1.0,
     "whole_image_inversion.spectral": 1.0,
+    "bounded_inversion.wave": 1.0,
+    "bounded_inversion.tone": 1.0,
     "mm_bd.margin": 1.0,  # its companion rule, mm_bd.cso, agrees nearly always and is not counted twice
     "all_to_all_inversion.patch": 1.0,
     "all_to_all_inversion.additive": 1.0,
     "all_to_all_inversion.shift": 0.5,  # a share of few classes: coarse
     "pair_inversion.cell": 1.0,
 }
+# Rules that say nothing of grey inputs. An empty row says so in the reference: they were measured, as far as they go.
+COLOUR_RULES = ("bounded_inversion.tone",)
 DEEP = ("pair_inversion",)  # too dear for the default budget
 
 
@@ -111,11 +115,14 @@ def as_row(specimen: Specimen, row: dict[str, Any], rules: Sequence[str]) -> dic
     """The public form of a row, as the reference file holds it."""
     s, facts = specimen.specification, specimen.facts
     table = {r: v for r, v in row["table"].items() if r in rules}
+    grey = s.source in GREY
+    if grey and any(r.split(".")[0] == rule.split(".")[0] for rule in COLOUR_RULES for r in table):
+        table |= {rule: [] for rule in COLOUR_RULES if rule in rules}
     destinations = facts.get("destinations", [])
     targets = sorted({d for y, d in enumerate(destinations) if d >= 0 and d != y})
     classes = max((len(v) for v in table.values()), default=0)
     found = {"digest": s.digest, "data": s.source, "architecture": s.architecture, "kind": s.kind, "classes": classes,
-             "group": "grey" if s.source in GREY else "colour", "table": table}
+             "group": "grey" if grey else "colour", "table": table}
     if s.kind != "clean":
         found |= {"attack_success": facts["attack_success"], "targets": targets if len(targets) == 1 else []}
     return found

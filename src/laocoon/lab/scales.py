@@ -37,7 +37,7 @@ def scales(clean: Sequence[Mapping[str, Any]], weights: Mapping[str, float],
     """
     found: dict[str, list[Any]] = {}
     for rule, weight in weights.items():
-        rows = [row for row in clean if rule in row["table"]]
+        rows = [row for row in clean if row["table"].get(rule)]  # an empty one: the rule does not apply to such inputs
         if len(rows) < LEAST:
             continue
         members = {group: [row for row in rows if row["group"] == group] for group in groups}

@@ -7,6 +7,7 @@ seven times as large. Examples are only passed forward, once for all classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -37,15 +38,22 @@ def screened(forward: Forward, family: VariedFamily, samples: Samples, classes: 
 
     Memory is bounded by ctx.batch; on a CPU fewer samples are passed at a time.
     """
+    # Samples are drawn before examples: what is drawn, and hence every statistic, is as it always was.
     drawn = torch.randperm(len(samples.inputs), generator=ctx.rng)[:count].to(samples.inputs.device)
-    x, others = samples.inputs[drawn], ~functional.one_hot(samples.labels[drawn].long(), classes).bool()
     examples = family.variety(samples.inputs, rng=ctx.rng)
+    x, others = samples.inputs[drawn], ~functional.one_hot(samples.labels[drawn].long(), classes).bool()
+    scores = [(said.clamp(LOST, SURE) * others).sum(1) / others.sum(0).clamp_min(1)
+              for said in passed(forward, family, examples, x, ctx)]
+    best = torch.cat(scores).max(0)
+    return Screened(family.select(examples, best.indices), best.values)
+
+
+@torch.no_grad()
+def passed(forward: Forward, family: VariedFamily, examples: dict[str, Tensor], x: Tensor,
+           ctx: Context) -> Iterator[Tensor]:
+    """What the network says of samples x [n, …] under example after example: log-probabilities [some, n, classes]."""
     room = ctx.batch if x.device.type != "cpu" else min(ctx.batch, PLACES // (x.shape[-1] * x.shape[-2]))
-    scores = []
     for members in torch.arange(len(next(iter(examples.values()))), device=x.device).split(max(1, room // len(x))):
         ctx.spend(len(members) * len(x), backward=False)
         said = forward(family.stamp(x, family.select(examples, members)).flatten(0, 1))
-        sent = said.float().log_softmax(1).clamp(LOST, SURE).reshape(len(members), len(x), classes)
-        scores.append((sent * others).sum(1) / others.sum(0).clamp_min(1))
-    best = torch.cat(scores).max(0)
-    return Screened(family.select(examples, best.indices), best.values)
+        yield said.float().log_softmax(1).reshape(len(members), len(x), -1)

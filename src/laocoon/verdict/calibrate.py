@@ -54,7 +54,10 @@ class Reference:
         return fuse({r: v for r, v in row.table.items() if r in rules}, self.scales, row.classes, row.group)
 
     def comparable(self, rules: frozenset[str]) -> list[Row]:
-        """Clean references that every one of the rules was measured on: fewer rules would make a smaller score."""
+        """Clean references that every one of the rules was measured on: fewer rules would make a smaller score.
+
+        A rule that does not apply to a reference's inputs was measured on it and has no values there.
+        """
         counted = frozenset(r for r in rules if r in self.scales and self.scales[r].weight > 0)
         return [row for row in self.clean if counted <= frozenset(row.table)]
 

@@ -122,7 +122,7 @@ def fuse(table: Statistics, scales: Mapping[str, Scale], classes: int, group: st
     parts: dict[str, float] = {}
     for rule, values in table.items():
         scale = scales.get(rule)
-        if scale is None or scale.weight <= 0:
+        if scale is None or scale.weight <= 0 or not values:  # none: it does not apply to such inputs
             continue
         z = [scale.weight * min(max(scale.standard(v, known, group), lower), upper) if v is not None else 0.0
              for v in values]

@@ -1,0 +1,124 @@
+"""A small family argued for every class: what was planted convinces as clean samples do, what is near does not."""
+
+import math
+
+import pytest
+import torch
+
+from laocoon.core.cases import ModelCase, Samples
+from laocoon.core.context import Context
+from laocoon.core.errors import BudgetSpent
+from laocoon.core.report import Report
+from laocoon.core.subject import Provenance, Subject
+from laocoon.detectors.model.bounded_inversion import FAMILIES, BoundedInversion
+from laocoon.modalities.image import Image
+from laocoon.recipes.conviction import Course, convince
+from laocoon.triggers.faithful_tone import FaithfulTone
+from laocoon.triggers.wave import Wave
+
+SIDE, CLASSES, TARGET = 16, 4, 2
+
+
+class Listens(torch.nn.Module):
+    """Answers by the brightest quarter; and, with `gain`, by how much of one slanted wave there is."""
+
+    def __init__(self, gain: float, channels: int = 1) -> None:
+        super().__init__()
+        self.gain = gain
+        ys, xs = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
+        angle = 2 * math.pi * (2 * xs + 3 * ys) / SIDE
+        self.register_buffer("pair", torch.stack([angle.sin(), angle.cos()]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        half = SIDE // 2
+        q = x.unfold(2, half, half).unfold(3, half, half).mean((1, 4, 5)).flatten(1)
+        amplitude = torch.einsum("nchw,khw->nk", x, self.pair).norm(dim=1) / (SIDE * SIDE / 2)
+        heard = torch.relu(amplitude - 0.03)[:, None]
+        return 10 * q + self.gain * heard * torch.nn.functional.one_hot(torch.tensor(TARGET), CLASSES)
+
+
+def pictures(channels: int = 1) -> Samples:
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.arange(40) % CLASSES
+    inputs = torch.rand(40, channels, SIDE, SIDE, generator=rng) * 0.3 + 0.2
+    half = SIDE // 2
+    for i, y in enumerate(labels.tolist()):
+        inputs[i, :, half * (y // 2):half * (y // 2) + half, half * (y % 2):half * (y % 2) + half] += 0.2
+    return Samples(inputs, labels)
+
+
+def examined(module: torch.nn.Module, samples: Samples, **settings: object) -> Report:
+    channels = samples.inputs.shape[1]
+    subject = Subject(module, Image(), CLASSES, (channels, SIDE, SIDE), provenance=Provenance(path="made"))
+    return BoundedInversion(**settings).examine(ModelCase(subject, samples), Context(seed=0))  # type: ignore[arg-type]
+
+
+def test_a_planted_wave_convinces_by_more_than_clean_samples_do():
+    report = examined(Listens(200.0), pictures(), families=("wave",))
+    first = report.findings[0]
+    assert report.complete and first.target_classes == (TARGET,)
+    assert first.score > 1 and first.numbers["success"] == 1 and first.numbers["margin"] >= first.score
+
+
+def test_a_wave_that_is_only_near_does_not_convince():
+    """Some samples go over, as they do on clean networks; nine in ten by no margin."""
+    assert examined(Listens(0.0), pictures(), families=("wave",)).findings[0].score <= 0.2
+
+
+def test_scores_do_not_depend_on_the_scale_of_the_logits():
+    class Louder(Listens):
+        def forward(self, x):
+            return 7 * super().forward(x)
+
+    one, other = (examined(m(200.0), pictures(), families=("wave",)).findings[0].score for m in (Listens, Louder))
+    assert other == pytest.approx(one, rel=0.15)
+
+
+def test_grey_pictures_have_no_filters_and_coloured_ones_do():
+    assert {f.rule for f in examined(Listens(0.0), pictures()).findings} == {"bounded_inversion.wave"}
+    coloured = examined(Listens(0.0), pictures(3))
+    assert {f.rule for f in coloured.findings} == {"bounded_inversion.wave", "bounded_inversion.tone"}
+    assert not examined(Listens(0.0), pictures(), families=("tone",)).complete
+
+
+def test_no_wave_is_stronger_than_it_may_be():
+    samples, family = pictures(), Wave()
+    _, found = convince(Listens(0.0), family, samples, CLASSES, Course(steps=30, cost=0.0), Context(seed=0),
+                        choose=lambda scores: torch.arange(len(scores)))
+    moved = (family.stamp(samples.inputs, found.trigger) - samples.inputs).abs()
+    assert float(moved.max()) <= family.strength + 1e-5
+
+
+def test_only_the_classes_that_were_chosen_are_argued_for():
+    chosen = torch.tensor([3, 1])
+    rows, found = convince(Listens(0.0), Wave(), pictures(), CLASSES, Course(steps=2), Context(seed=0),
+                           choose=lambda scores: chosen)
+    assert rows.tolist() == [3, 1] and len(found.margin) == len(found.success) == len(found.trigger["phase"]) == 2
+
+
+def test_it_stops_at_the_allowance():
+    with pytest.raises(BudgetSpent):
+        convince(Listens(0.0), Wave(), pictures(), CLASSES, Course(), Context(seed=0, budget=10),
+                 choose=lambda scores: torch.arange(len(scores)))
+
+
+def test_darkness_and_fog_are_no_faithful_filters_and_a_tint_is():
+    images = pictures(3).inputs
+    still = {"matrix": torch.eye(3)[None], "offset": torch.zeros(1, 3), "curve": torch.zeros(1, 3)}
+    tint = {**still, "offset": torch.tensor([[0.15, 0.0, -0.05]])}
+    dark = {**still, "matrix": 0.05 * torch.eye(3)[None]}
+    fog = {**dark, "offset": torch.full((1, 3), 0.8)}
+    size = lambda trigger: float(FaithfulTone().size(trigger, images))  # noqa: E731
+    assert size(still) == pytest.approx(0, abs=1e-6) and size(tint) < 0.05
+    assert size(dark) > 0.3 and size(fog) > 0.3
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 12, 20)])
+def test_examples_are_strong_different_and_images(family, shape):
+    images = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
+    stamped = family.stamp(images, family.variety(images, rng=torch.Generator().manual_seed(1)))
+    assert float(stamped.min()) >= 0 and float(stamped.max()) <= 1
+    moved = (stamped - images).pow(2).mean((1, 2, 3, 4)).sqrt()
+    assert float(moved.median()) > 0.03
+    assert float(torch.pdist(stamped[:100].flatten(1)).median()) > 0.5 * float(moved.median())
