@@ -96,6 +96,14 @@ def test_only_the_classes_that_were_chosen_are_argued_for():
     assert rows.tolist() == [3, 1] and len(found.margin) == len(found.success) == len(found.trigger["phase"]) == 2
 
 
+def test_a_class_beside_which_no_other_has_samples_is_left_out():
+    samples = pictures()
+    alone = Samples(samples.inputs[samples.labels == 1], samples.labels[samples.labels == 1])
+    rows, found = convince(Listens(0.0), Wave(), alone, CLASSES, Course(steps=2), Context(seed=0),
+                           choose=lambda scores: torch.arange(len(scores)))
+    assert rows.tolist() == [0, 2, 3] and len(found.margin) == 3
+
+
 def test_it_stops_at_the_allowance():
     with pytest.raises(BudgetSpent):
         convince(Listens(0.0), Wave(), pictures(), CLASSES, Course(), Context(seed=0, budget=10),

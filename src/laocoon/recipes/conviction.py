@@ -22,7 +22,7 @@ from laocoon.core.context import Context
 from laocoon.core.methods import VariedFamily
 from laocoon.recipes.inversion import Forward, Search, draw, invert
 from laocoon.recipes.margins import logit_scale_of, margin_towards
-from laocoon.recipes.screening import LOST, passed
+from laocoon.recipes.screening import LOST, passed, portions, room
 
 FEWEST = 0.1  # the quantile over samples that a margin is told at
 SURE = 1.0  # nats that the median margin of clean samples is brought to: the scale of the logits changes nothing
@@ -60,8 +60,8 @@ def convince(forward: Forward, family: VariedFamily, samples: Samples, classes: 
     """Argue for some classes; which ones, [rows], and how far each got.
 
     choose: makes of how far the best example of every class gets, [classes], the classes to argue for, [rows].
-    Memory is bounded by ctx.batch. Raises BudgetSpent before a pass that does not fit, and NotApplicable where the
-    network does not tell its classes apart on clean samples.
+    Classes beside which no other has samples are left out. Memory is bounded by ctx.batch. Raises BudgetSpent before a
+    pass that does not fit, and NotApplicable where the network does not tell its classes apart on clean samples.
     """
     scale = _clean_margin(forward, samples, ctx)
 
@@ -70,6 +70,8 @@ def convince(forward: Forward, family: VariedFamily, samples: Samples, classes: 
 
     examples, scores = _promise(calm, family, samples, classes, course, ctx)
     rows = choose(scores.max(0).values)
+    labels = samples.labels.cpu()
+    rows = rows[(labels != rows[:, None]).any(1)]  # of a class that alone has samples nothing can be said
     starts = min(course.starts, len(scores))
     begun = scores[:, rows.to(scores.device)].topk(starts, 0).indices.T.flatten()  # class by class
     wanted = rows.repeat_interleave(starts)
@@ -102,8 +104,7 @@ def _promise(forward: Forward, family: VariedFamily, samples: Samples, classes: 
     examples = family.variety(samples.inputs, rng=ctx.rng)
     said = torch.cat([(part.clamp_min(LOST) * others).sum(1) / others.sum(0).clamp_min(1)
                       for part in passed(forward, family, examples, x, ctx)])
-    size = torch.cat([family.size(family.select(examples, members), x)
-                      for members in torch.arange(len(said), device=x.device).split(64)])
+    size = torch.cat([family.size(family.select(examples, members), x) for members in portions(examples, x, ctx)])
     return examples, said - course.cost * size[:, None] / family.scale
 
 
@@ -118,7 +119,8 @@ def _reached(forward: Forward, family: VariedFamily, trigger: dict[str, Tensor],
         index = draw([pool], min(most, max(1, len(pool))), ctx.rng)[0].to(samples.inputs.device)
         ctx.spend(len(index), backward=False)
         one = family.select(trigger, torch.tensor([arm], device=samples.inputs.device))
-        said = forward(family.stamp(samples.inputs[index], one)[0]).float()
+        said = torch.cat([forward(family.stamp(part, one)[0]).float()
+                          for part in samples.inputs[index].split(room(samples.inputs, ctx))])
         margin = margin_towards(said, torch.full((len(said),), target, device=said.device))
         margins.append(margin.quantile(FEWEST))
         shares.append((margin > 0).float().mean())

@@ -38,7 +38,6 @@ def screened(forward: Forward, family: VariedFamily, samples: Samples, classes: 
 
     Memory is bounded by ctx.batch; on a CPU fewer samples are passed at a time.
     """
-    # Samples are drawn before examples: what is drawn, and hence every statistic, is as it always was.
     drawn = torch.randperm(len(samples.inputs), generator=ctx.rng)[:count].to(samples.inputs.device)
     examples = family.variety(samples.inputs, rng=ctx.rng)
     x, others = samples.inputs[drawn], ~functional.one_hot(samples.labels[drawn].long(), classes).bool()
@@ -48,12 +47,22 @@ def screened(forward: Forward, family: VariedFamily, samples: Samples, classes: 
     return Screened(family.select(examples, best.indices), best.values)
 
 
+def room(x: Tensor, ctx: Context) -> int:
+    """How many samples like x [n, …] are passed at once: at most ctx.batch, on a CPU fewer of large pictures."""
+    return ctx.batch if x.device.type != "cpu" else max(1, min(ctx.batch, PLACES // (x.shape[-1] * x.shape[-2])))
+
+
+def portions(examples: dict[str, Tensor], x: Tensor, ctx: Context) -> tuple[Tensor, ...]:
+    """The examples that are stamped on all of x [n, …] at once, as indices."""
+    count = len(next(iter(examples.values())))
+    return tuple(torch.arange(count, device=x.device).split(max(1, room(x, ctx) // len(x))))
+
+
 @torch.no_grad()
 def passed(forward: Forward, family: VariedFamily, examples: dict[str, Tensor], x: Tensor,
            ctx: Context) -> Iterator[Tensor]:
     """What the network says of samples x [n, …] under example after example: log-probabilities [some, n, classes]."""
-    room = ctx.batch if x.device.type != "cpu" else min(ctx.batch, PLACES // (x.shape[-1] * x.shape[-2]))
-    for members in torch.arange(len(next(iter(examples.values()))), device=x.device).split(max(1, room // len(x))):
+    for members in portions(examples, x, ctx):
         ctx.spend(len(members) * len(x), backward=False)
         said = forward(family.stamp(x, family.select(examples, members)).flatten(0, 1))
         yield said.float().log_softmax(1).reshape(len(members), len(x), -1)

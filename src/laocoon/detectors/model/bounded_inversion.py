@@ -80,7 +80,8 @@ class BoundedInversion(Detector):
         margins = found.margin.cpu()
         order = margins.argsort(descending=True).tolist()
         family = SHOWN[name]
-        sizes = family.size(found.trigger, inputs[:64]).cpu()
+        each = [family.select(found.trigger, torch.tensor([row], device=inputs.device)) for row in range(len(rows))]
+        sizes = [float(family.size(one, inputs[:32])) for one in each]
         for row in order:
             # The surest of the other classes is the natural control; where none is sure of anything, nothing is.
             other = max((float(margins[o]) for o in order[:2] if o != row), default=0.0)
@@ -88,11 +89,10 @@ class BoundedInversion(Detector):
             yield Finding(
                 rule=f"{self.card.name}.{name}", where=f"class {target}", target_classes=(target,),
                 score=float(margins[row]) - max(other, 0.0),
-                explanation=f"a {name} trigger of {float(sizes[row]):.3g} {family.unit} sends {success:.0%} of the "
+                explanation=f"a {name} trigger of {sizes[row]:.3g} {family.unit} sends {success:.0%} of the "
                             f"samples to class {target}, nine in ten by {float(margins[row]):.2f} of a clean sample's "
                             f"margin or more; the surest of the other classes by {other:.2f}",
-                numbers={"size": float(sizes[row]), "success": success, "margin": float(margins[row])})
+                numbers={"size": sizes[row], "success": success, "margin": float(margins[row])})
         for row in order[:self.keep]:
-            one = family.select(found.trigger, torch.tensor([row], device=inputs.device))
-            yield Candidate(family, one, all_to_one(int(rows[row]), classes), float(sizes[row]),
+            yield Candidate(family, each[row], all_to_one(int(rows[row]), classes), sizes[row],
                             float(found.success[row]), self.card.name)
