@@ -1,50 +1,19 @@
 """A small family argued for every class: what was planted convinces as clean samples do, what is near does not."""
 
-import math
-
 import pytest
 import torch
+from tests.recipes.wired import CLASSES, SIDE, TARGET, Listens, pictures
 
 from laocoon.core.cases import ModelCase, Samples
 from laocoon.core.context import Context
 from laocoon.core.errors import BudgetSpent
 from laocoon.core.report import Report
 from laocoon.core.subject import Provenance, Subject
-from laocoon.detectors.model.bounded_inversion import FAMILIES, BoundedInversion
+from laocoon.detectors.model.bounded_inversion import BoundedInversion
 from laocoon.modalities.image import Image
 from laocoon.recipes.conviction import Course, convince
 from laocoon.triggers.faithful_tone import FaithfulTone
 from laocoon.triggers.wave import Wave
-
-SIDE, CLASSES, TARGET = 16, 4, 2
-
-
-class Listens(torch.nn.Module):
-    """Answers by the brightest quarter; and, with `gain`, by how much of one slanted wave there is."""
-
-    def __init__(self, gain: float, channels: int = 1) -> None:
-        super().__init__()
-        self.gain = gain
-        ys, xs = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
-        angle = 2 * math.pi * (2 * xs + 3 * ys) / SIDE
-        self.register_buffer("pair", torch.stack([angle.sin(), angle.cos()]))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        half = SIDE // 2
-        q = x.unfold(2, half, half).unfold(3, half, half).mean((1, 4, 5)).flatten(1)
-        amplitude = torch.einsum("nchw,khw->nk", x, self.pair).norm(dim=1) / (SIDE * SIDE / 2)
-        heard = torch.relu(amplitude - 0.03)[:, None]
-        return 10 * q + self.gain * heard * torch.nn.functional.one_hot(torch.tensor(TARGET), CLASSES)
-
-
-def pictures(channels: int = 1) -> Samples:
-    rng = torch.Generator().manual_seed(0)
-    labels = torch.arange(40) % CLASSES
-    inputs = torch.rand(40, channels, SIDE, SIDE, generator=rng) * 0.3 + 0.2
-    half = SIDE // 2
-    for i, y in enumerate(labels.tolist()):
-        inputs[i, :, half * (y // 2):half * (y // 2) + half, half * (y % 2):half * (y % 2) + half] += 0.2
-    return Samples(inputs, labels)
 
 
 def examined(module: torch.nn.Module, samples: Samples, **settings: object) -> Report:
@@ -119,14 +88,3 @@ def test_darkness_and_fog_are_no_faithful_filters_and_a_tint_is():
     size = lambda trigger: float(FaithfulTone().size(trigger, images))  # noqa: E731
     assert size(still) == pytest.approx(0, abs=1e-6) and size(tint) < 0.05
     assert size(dark) > 0.3 and size(fog) > 0.3
-
-
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 12, 20)])
-def test_examples_are_strong_different_and_images(family, shape):
-    images = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
-    stamped = family.stamp(images, family.variety(images, rng=torch.Generator().manual_seed(1)))
-    assert float(stamped.min()) >= 0 and float(stamped.max()) <= 1
-    moved = (stamped - images).pow(2).mean((1, 2, 3, 4)).sqrt()
-    assert float(moved.median()) > 0.03
-    assert float(torch.pdist(stamped[:100].flatten(1)).median()) > 0.5 * float(moved.median())

@@ -154,7 +154,7 @@ def fit_reference(folder: Path, without: str = "", *, subsets: str = "") -> str:
     # classes one is so often reached by a change of tone that the rule finds less than it costs; with up to seven, too
     # few clean colour models of the fusion split say what is usual (docs/results/index.md).
     left = {FEW.name: ("all_to_all_inversion", "bounded_inversion.tone"), SEVERAL.name: ("bounded_inversion.tone",)}
-    weights = {r: w for r, w in WEIGHTS.items() if not r.startswith(left.get(subsets, ("-",)))}
+    weights = {r: w for r, w in WEIGHTS.items() if not r.startswith(left.get(subsets, ()))}
     fitted = scales(honest, weights, ("colour", "grey"))
     return json.dumps({"provenance": provenance, "core": list(ALL_TO_ONE), "scales": fitted,
                        "clean": clean, "planted": [r for r in fusion if r["kind"] != "clean"]},
