@@ -1,5 +1,7 @@
 """A small family argued for every class: what was planted convinces as clean samples do, what is near does not."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.recipes.wired import CLASSES, SIDE, TARGET, Listens, pictures
@@ -32,6 +34,24 @@ def test_a_planted_wave_convinces_by_more_than_clean_samples_do():
 def test_a_wave_that_is_only_near_does_not_convince():
     """Some samples go over, as they do on clean networks; nine in ten by no margin."""
     assert examined(Listens(0.0), pictures(), families=("wave",)).findings[0].score <= 0.2
+
+
+def test_a_margin_is_told_by_nine_samples_in_ten():
+    """A wave that wins all but the darkest third by far convinces nobody."""
+    class Choosy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hears, self.deaf = Listens(200.0), Listens(0.0)
+
+        def forward(self, x):
+            return torch.where(x.mean((1, 2, 3))[:, None] > 0.3, self.hears(x), self.deaf(x))
+
+    samples = pictures()
+    dimmed = samples.inputs.clone()
+    dimmed[torch.arange(len(dimmed)) % 3 == 0] *= 0.6
+    said = examined(Choosy(), replace(samples, inputs=dimmed), families=("wave",)).findings
+    planted = next(f for f in said if f.target_classes == (TARGET,))
+    assert 0.5 < planted.numbers["success"] < 0.9 and planted.numbers["margin"] < 0.2
 
 
 def test_scores_do_not_depend_on_the_scale_of_the_logits():
