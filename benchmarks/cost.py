@@ -139,7 +139,7 @@ def multiply_adds(module: Any, one: Any) -> int:
 def whole() -> dict[str, Any]:
     """A default scan of the residual network, taught to tell noisy prototypes of the size of CIFAR-10 apart."""
     import torch
-    from engine import share_of_bare  # of this folder
+    from engine import shares_of_bare  # of this folder
 
     from laocoon.cli.memory import keep_freed_memory
     from laocoon.core.cases import Samples
@@ -164,7 +164,7 @@ def whole() -> dict[str, Any]:
     torch.set_num_threads(1)
     methods = {r.method: [r.spent, r.seconds, r.complete, r.reason] for r in said.reports}
     return {"classes": -1, "multiply_adds": work, "passes": said.spent, "clock": clock, "seconds": seconds,
-            "share": share_of_bare(given, 10, module), "accuracy": said.subject["accuracy"],
+            "shares": shares_of_bare(given, 10, module), "accuracy": said.subject["accuracy"],
             "verdict": said.verdict.value, "reason": said.reason, "methods": methods}
 
 
@@ -206,8 +206,9 @@ def table(rows: list[dict[str, Any]], command: str) -> str:
                   f"pixels, 10 classes, made-up data on which it is right in {s['accuracy']:.0%}), 20 clean samples a "
                   f"class: {s['clock']:.0f} s by the clock on two threads, {s['seconds']:.0f} s of the processor, "
                   f"{s['passes']:,.0f} passes; its answer, on noise that no picture resembles: {s['verdict']}. The "
-                  f"engine's patch search makes {s['share']:.2f} of the passes per second of the bare forward and "
-                  "input gradient (one thread).", ""]
+                  f"engine's patch search makes {s['shares']['own']:.2f} of the passes per second of the network's "
+                  f"bare forward and input gradient, {s['shares']['folded']:.2f} of its folded twin's (one "
+                  "thread).", ""]
     for s in (r for r in rows if not r["classes"]):
         parts = ", ".join(f"{name} {m[1] * 1000:.0f} ms" for name, m in s["methods"].items())
         lines += ["## Stages that need no search", "",

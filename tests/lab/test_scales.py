@@ -45,3 +45,15 @@ def test_models_that_all_agree_still_have_a_spread():
     scale = reference(scales(alike, {RULE: 1.0}, ("grey",))).scales[RULE]
     assert scale.groups["grey"].spread == FLOOR and scale.groups["grey"].location == pytest.approx(0.4)
     assert not scale.groups["grey"].slopes, "a covariate that never varies tells nothing"
+
+
+def test_what_is_seen_of_a_network_moves_what_is_expected_of_it():
+    plain, normal = rows("grey", 40, 0.5, seed=1), rows("grey", 40, 2.0, seed=2)
+    for each, known in ((plain, 0.0), (normal, 1.0)):
+        for row in each:
+            row["table"]["known.normalised"] = [known]
+    scale = reference(scales([*plain, *normal], {RULE: 1.0}, ("grey",))).scales[RULE]
+    for level, known in ((0.5, 0.0), (2.0, 1.0)):
+        assert abs(scale.standard(level, {"classes": 1.54, "normalised": known}, "grey")) < 0.5
+    assert scale.standard(2.0, {"classes": 1.54, "normalised": 0.0}, "grey") > 3
+    assert 1 < scale.standard(2.0, {"classes": 1.54}, "grey") < 4, "not known: between the two"

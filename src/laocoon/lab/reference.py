@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from laocoon.lab.datasets import Dataset, load
 from laocoon.lab.scales import names_digest, scales, settings_digest
 from laocoon.lab.zoo import ALL_TO_ONE, FEW, SEVERAL, Specimen, Split, specimens
 from laocoon.verdict.examination import prepare, run
-from laocoon.verdict.fuse import statistics
+from laocoon.verdict.fuse import KNOWN, statistics
 from laocoon.verdict.schedule import Schedule, plan
+from laocoon.verdict.traits import traits
 
 SAMPLES_PER_CLASS = 20
 GREY = ("digits", "mnist")
@@ -41,6 +42,7 @@ WEIGHTS: dict[str, float] = {
 }
 # Rules that say nothing of grey inputs. An empty row says so in the reference: they were measured, as far as they go.
 COLOUR_RULES = ("bounded_inversion.tone",)
+TRAITS = "traits.json"  # in a specimen's folder, beside the rows of its statistics
 DEEP = ("pair_inversion",)  # too dear for the default budget
 
 
@@ -62,6 +64,8 @@ def clean_samples(dataset: Dataset, seed: int, per_class: int = SAMPLES_PER_CLAS
 
 def measured(specimen: Specimen, dataset: Dataset, schedule: Schedule, seed: int = 0) -> dict[str, Any]:
     """One row: every rule's statistics, by the code that a scan runs, method by method and cached."""
+    if not (specimen.folder / TRAITS).exists():
+        _write(specimen.folder / TRAITS, traits(specimen.subject(dataset)))
     for method, path in _paths(specimen, schedule):
         if not path.exists():
             one = Schedule(schedule.budget, (method,), schedule.passes)
@@ -70,12 +74,17 @@ def measured(specimen: Specimen, dataset: Dataset, schedule: Schedule, seed: int
             prepared = prepare(subject.module, data, seed, subject.classes)
             report = run(one, ModelCase(subject, prepared.fit, prepared.held), Context(seed=seed)).reports[0]
             table = statistics([report], subject.classes) if report.complete else {}
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps({
+            _write(path, {
                 "table": {r: [None if v is None else round(v, 4) for v in row] for r, row in table.items()},
-                "seconds": round(report.seconds, 2), "spent": round(report.spent), "reason": report.reason}))
-            part.replace(path)
+                "seconds": round(report.seconds, 2), "spent": round(report.spent), "reason": report.reason})
     return _read(specimen, schedule)
+
+
+def _write(path: Path, what: Mapping[str, Any]) -> None:
+    """Whole or not at all: an interrupted run leaves no half of a file."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(what))
+    part.replace(path)
 
 
 def _paths(specimen: Specimen, schedule: Schedule) -> Iterator[tuple[Detector, Path]]:
@@ -86,7 +95,9 @@ def _paths(specimen: Specimen, schedule: Schedule) -> Iterator[tuple[Detector, P
 
 def _read(specimen: Specimen, schedule: Schedule) -> dict[str, Any]:
     rows = [json.loads(path.read_text()) for _, path in _paths(specimen, schedule) if path.exists()]
-    return {"table": {rule: values for row in rows for rule, values in row["table"].items()},
+    seen = specimen.folder / TRAITS
+    known = json.loads(seen.read_text()) if seen.exists() else {}
+    return {"table": {rule: values for row in rows for rule, values in row["table"].items()} | known,
             "seconds": sum(row["seconds"] for row in rows), "spent": sum(row["spent"] for row in rows)}
 
 
@@ -114,7 +125,7 @@ def measure(folder: Path, root: Path | None, split: Split, schedule: Schedule, s
 def as_row(specimen: Specimen, row: dict[str, Any], rules: Sequence[str]) -> dict[str, Any]:
     """The public form of a row, as the reference file holds it."""
     s, facts = specimen.specification, specimen.facts
-    table = {r: v for r, v in row["table"].items() if r in rules}
+    table = {r: v for r, v in row["table"].items() if r in rules or r.startswith(KNOWN)}
     grey = s.source in GREY
     if grey and any(r.split(".")[0] == rule.split(".")[0] for rule in COLOUR_RULES for r in table):
         table |= {rule: [] for rule in COLOUR_RULES if rule in rules}

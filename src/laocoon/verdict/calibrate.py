@@ -18,7 +18,7 @@ from typing import Any
 from laocoon.core.report import Calibration, Power
 from laocoon.modalities.encoder import encodes
 from laocoon.recipes.conformal import binomial_interval, p_value, rank
-from laocoon.verdict.fuse import Fused, Scale, fuse
+from laocoon.verdict.fuse import KNOWN, Fused, Scale, fuse
 
 LEAST_CLASSES, MOST_CLASSES = 8, 1000  # that references of tens speak for
 
@@ -51,7 +51,8 @@ class Reference:
 
     def restricted(self, row: Row, rules: frozenset[str]) -> Fused:
         """A reference model's score from the same rules as the subject's."""
-        return fuse({r: v for r, v in row.table.items() if r in rules}, self.scales, row.classes, row.group)
+        table = {r: v for r, v in row.table.items() if r in rules or r.startswith(KNOWN)}
+        return fuse(table, self.scales, row.classes, row.group)
 
     def comparable(self, rules: frozenset[str]) -> list[Row]:
         """Clean references that every one of the rules was measured on: fewer rules would make a smaller score.

@@ -3,14 +3,14 @@
 Every rule's statistic is put on the scale of the clean models of the fusion split: z = (s − location) / spread, where
 location and spread describe a clean model's *largest* value over its classes (so the number of classes and the look
 over all of them are paid for there). The location is a regression on what can be seen of a model whether or not one
-class is planted: how many classes it has, and how much these differ anyway, as the quartile range of three of the
-statistics over classes. Models whose classes differ widely have large largest values when clean; with one location
-for all, those models raised the false alarms and hid the weak backdoors of the others. Grey and colour inputs have a
-scale of their own: what moves one hardly moves the other. z is clipped, weighted, and combined over the rules that
-point to the same class by a p-norm: a sum lets the oddities that natural classes share over methods add up to an
-accusation (MNIST's 8 is easy to reach by any trigger), a maximum forgets that a planted class is odd to several
-methods. p = 3 was chosen on the fusion split. Rules that name no class stand alone. The score is the largest; it says
-nothing about probability: that is the conformal step's work.
+class is planted: how many classes it has, whether its layers normalise, and how much its classes differ anyway, as
+the quartile range of three of the statistics over classes. Models whose classes differ widely have large largest
+values when clean; with one location for all, those models raised the false alarms and hid the weak backdoors of the
+others. Grey and colour inputs have a scale of their own: what moves one hardly moves the other. z is clipped,
+weighted, and combined over the rules that point to the same class by a p-norm: a sum lets the oddities that natural
+classes share over methods add up to an accusation (MNIST's 8 is easy to reach by any trigger), a maximum forgets that
+a planted class is odd to several methods. p = 3 was chosen on the fusion split. Rules that name no class stand alone.
+The score is the largest; it says nothing about probability: that is the conformal step's work.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Scale:
 SPREADS = {"patch": "trigger_inversion.patch", "additive": "trigger_inversion.additive",
            "tone": "whole_image_inversion.tone"}
 LEAST_CLASSES = 4  # for a quartile range
+KNOWN = "known."  # rows of a table that describe the model and accuse nobody (`traits.py`): covariates of the others
 
 
 def covariates(table: Statistics, classes: int, group: str) -> dict[str, float]:
@@ -56,6 +57,8 @@ def covariates(table: Statistics, classes: int, group: str) -> dict[str, float]:
     found = {"classes": NormalDist().inv_cdf((classes - 0.375) / (classes + 0.25))}
     if group:
         found["grey"] = float(group == "grey")
+    found |= {rule.removeprefix(KNOWN): values[0] for rule, values in table.items()
+              if rule.startswith(KNOWN) and values[0] is not None}
     for name, rule in SPREADS.items():
         values = [v for v in table.get(rule, ()) if v is not None]
         if len(values) >= LEAST_CLASSES:

@@ -31,6 +31,7 @@ from laocoon.verdict.examination import Examined, Prepared, made_ready, run
 from laocoon.verdict.examples import examples
 from laocoon.verdict.fuse import CONTRAST, Fused, Scale, contrasted, covariates, fuse, promise, statistics
 from laocoon.verdict.schedule import Schedule, plan
+from laocoon.verdict.traits import traits
 
 # A planter puts a known backdoor into a copy of the subject: (subject, samples, seed) -> plants. Given from above,
 # because a defence never imports an attack.
@@ -92,7 +93,8 @@ def scan(subject: Subject, data: Samples | None = None, *, alpha: float = 0.05, 
         cause = f"the model is no better than chance on the labelled samples, and why cannot be asked: {error.problem}"
     examined = Examined((), ()) if cause else run(schedule, case, root, resume)
     group = _group(subject, prepared)
-    fused, rules = _fused(examined, subject.classes, reference, group)
+    known = traits(subject)
+    fused, rules = _fused(examined, known, subject.classes, reference, group)
     profile = Profile(subject.modality.name, subject.classes,
                       per_class(subject.modality.name, prepared.given, subject.classes), prepared.accuracy)
     p, calibration = calibrate(fused, rules, profile, reference, f"{subject.modality.name}/{schedule.budget}")
@@ -101,9 +103,9 @@ def scan(subject: Subject, data: Samples | None = None, *, alpha: float = 0.05, 
     table = similar_power(rules, profile, reference, alpha) if p is not None else ()
     if power > 0 and planter is not None and prepared.fit is not None and not cause:
         table += _positive_control(subject, prepared, schedule, planter, power, alpha, reference, rules, root)
-    known = covariates(statistics(examined.reports, subject.classes), subject.classes, group)
+    seen = covariates(statistics(examined.reports, subject.classes) | known, subject.classes, group)
     findings = tuple(sorted((f for r in examined.reports for f in r.findings),
-                            key=lambda f: (-f.conclusive, -_weight(f, reference, known, group))))
+                            key=lambda f: (-f.conclusive, -_weight(f, reference, seen, group))))
     verdict, reason = _decide(p, alpha, calibration.references, cause, examined, findings, evidence, table, schedule,
                               calibration.note, subject.modality.name)
     verdict, reason = qualified(subject, verdict, reason)
@@ -208,7 +210,8 @@ def _group(subject: Subject, prepared: Prepared) -> str:
     return group
 
 
-def _fused(examined: Examined, classes: int, reference: Reference, group: str) -> tuple[Fused, frozenset[str]]:
+def _fused(examined: Examined, known: Mapping[str, list[float | None]], classes: int, reference: Reference,
+           group: str) -> tuple[Fused, frozenset[str]]:
     table = contrasted(statistics(examined.reports, classes))
     incomplete = {r.method for r in examined.reports if not r.complete}
     usable = {rule: v for rule, v in table.items() if rule.split(".")[0] not in incomplete}
@@ -216,7 +219,8 @@ def _fused(examined: Examined, classes: int, reference: Reference, group: str) -
         # Nothing was ever measured on clean models: raw statistics order models, but no p-value can follow.
         raw = {rule: Scale(0.0, 1.0) for rule in usable if not rule.endswith(CONTRAST)}
         return fuse(usable, raw, classes, upper=math.inf), frozenset()
-    return fuse(usable, reference.scales, classes, group), frozenset(usable) & frozenset(reference.scales)
+    fused = fuse({**usable, **known}, reference.scales, classes, group)
+    return fused, frozenset(usable) & frozenset(reference.scales)
 
 
 def _weight(finding: Finding, reference: Reference, known: Mapping[str, float], group: str) -> float:
@@ -328,7 +332,7 @@ def _positive_control(subject: Subject, prepared: Prepared, schedule: Schedule, 
             quiet = Context(seed=root.seed, device=root.device, budget=schedule.passes)
             again = run(schedule, case, quiet)
             root.spent += quiet.spent
-            fused, _ = _fused(again, subject.classes, reference, _group(subject, prepared))
+            fused, _ = _fused(again, traits(plant.subject), subject.classes, reference, _group(subject, prepared))
             above = 1 + sum(1 for r in null if r >= fused.score)
             named = len(plant.goal.targets) > 1 or plant.goal.targets[0] in fused.target_classes[:1]
             found.setdefault(plant.kind, []).append(above / (len(null) + 1) <= alpha and named)
