@@ -7,6 +7,7 @@ import pytest
 
 from laocoon.lab.scales import FLOOR, LEAST, scales
 from laocoon.verdict.calibrate import parse
+from laocoon.verdict.fuse import fuse
 
 RULE = "trigger_inversion.patch"
 
@@ -45,6 +46,17 @@ def test_models_that_all_agree_still_have_a_spread():
     scale = reference(scales(alike, {RULE: 1.0}, ("grey",))).scales[RULE]
     assert scale.groups["grey"].spread == FLOOR and scale.groups["grey"].location == pytest.approx(0.4)
     assert not scale.groups["grey"].slopes, "a covariate that never varies tells nothing"
+
+
+def test_a_rule_that_is_silent_about_a_group_adds_nothing_there():
+    both = [*rows("grey", 40, 5.0), *rows("colour", 40, 0.5)]
+    heard, quiet = (reference(scales(both, {RULE: 1.0}, ("grey", "colour"), silent)) for silent in ({}, {RULE: ("grey",)}))
+    table = {RULE: [8.0, *[0.0] * 9]}
+    score = lambda fitted, group: fuse(table, fitted.scales, 10, group)  # noqa: E731
+    assert score(heard, "grey").score > 4 and score(quiet, "grey").score == 0
+    assert score(quiet, "grey").contributions == () and score(quiet, "grey").target_classes == ()
+    assert score(quiet, "colour") == score(heard, "colour")
+    assert quiet.scales[RULE].location == pytest.approx(0.5, abs=0.2), "grey models say nothing of the others either"
 
 
 def test_what_is_seen_of_a_network_moves_what_is_expected_of_it():

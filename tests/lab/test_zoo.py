@@ -107,6 +107,12 @@ def test_rows_are_measured_once_and_make_a_reference(folder: Path, monkeypatch: 
     monkeypatch.setattr("laocoon.lab.figures.plan", lambda *_: cheap)
     fitted = parse(reference.fit_reference(folder))
     assert len(fitted.clean) == 8 and len(fitted.planted) == 1 and set(fitted.scales) == {"mm_bd.margin"}
+    assert all(row.table["known.normalised"] == [0.0] for row in fitted.clean)  # plain networks
+    same = {**json.loads(reference.fit_reference(folder))["planted"][0], "attack_success": 0.5}
+    kept = parse(reference.fit_reference(folder, earlier=[same, {**same, "digest": "elsewhere"}]))
+    assert [(row.digest, row.attack_success) for row in kept.planted] == [
+        (fitted.planted[0].digest, fitted.planted[0].attack_success), ("elsewhere", 0.5)]
+    assert kept.scales == fitted.scales and kept.provenance["kept"] == 1
     judged = judge(folder, "sealed", False, fitted)
     assert len(judged) == 3 and all(0 < j.p <= 1 for j in judged)
     assert "false alarms" in markdown(folder, "sealed", False)

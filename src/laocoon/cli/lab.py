@@ -136,6 +136,8 @@ def fit(
     folder: Folder = ZOO,
     out: Annotated[Path | None, typer.Option(help="The reference file; the package's own without it.")] = None,
     subsets: Subsets = "",
+    keep_planted: Annotated[bool, typer.Option(
+        help="Planted models of the present file that were not measured here stay, for power alone.")] = False,
 ) -> None:
     """Fit the reference file from what was measured of the fusion and calibration splits."""
     from laocoon.lab.reference import fit_reference
@@ -143,7 +145,8 @@ def fit(
     _known(subsets)
     _built(folder)
     out = out or Path("src/laocoon/verdict") / (f"reference_image_{subsets}.json" if subsets else "reference.json")
-    text = fit_reference(folder, subsets=subsets)
+    earlier = json.loads(out.read_text(encoding="utf-8"))["planted"] if keep_planted and out.is_file() else ()
+    text = fit_reference(folder, subsets=subsets, earlier=earlier)
     if not json.loads(text)["clean"]:
         raise InputError(
             f"no clean model of the calibration split of {printable(folder)} was measured.",

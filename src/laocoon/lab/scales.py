@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,19 +30,23 @@ def names_digest(names: Sequence[str]) -> str:
     return hashlib.sha256("".join(sorted(names)).encode()).hexdigest()[:16]
 
 
-def scales(clean: Sequence[Mapping[str, Any]], weights: Mapping[str, float],
-           groups: Sequence[str] = ()) -> dict[str, list[Any]]:
+def scales(clean: Sequence[Mapping[str, Any]], weights: Mapping[str, float], groups: Sequence[str] = (),
+           silent: Mapping[str, Sequence[str]] = MappingProxyType({})) -> dict[str, list[Any]]:
     """Per rule: what a clean model's largest value is expected to be, its spread, the weight, and the same per group.
 
     clean: rows as the reference file holds them. groups: kinds of input that are fitted alone where there are enough.
+    silent: rule -> groups for which it does not count.
     """
     found: dict[str, list[Any]] = {}
     for rule, weight in weights.items():
-        rows = [row for row in clean if row["table"].get(rule)]  # an empty one: the rule does not apply to such inputs
+        quiet = silent.get(rule, ())
+        rows = [row for row in clean  # an empty row: the rule does not apply to such inputs
+                if row["table"].get(rule) and row["group"] not in quiet]
         if len(rows) < LEAST:
             continue
         members = {group: [row for row in rows if row["group"] == group] for group in groups}
         own = {group: _fitted(rule, each) for group, each in members.items() if len(each) >= LEAST}
+        own |= {group: [] for group in quiet}
         location, spread, slopes = _fitted(rule, rows)
         found[rule] = [location, spread, weight, slopes, own]
     return found

@@ -85,7 +85,9 @@ def parse(text: str) -> Reference:
     """A reference from its JSON."""
     data = json.loads(text)
     pairs = lambda slopes: {k: (b, mean) for k, (b, mean) in slopes.items()}  # noqa: E731
-    own = lambda groups: {g: Scale(at, wide, 1.0, pairs(slopes)) for g, (at, wide, slopes) in groups.items()}  # noqa: E731
+    silent = Scale(0.0, 1.0, 0.0)  # written as an empty list: the rule does not count for such inputs
+    own = lambda groups: {g: Scale(fit[0], fit[1], 1.0, pairs(fit[2])) if fit else silent  # noqa: E731
+                          for g, fit in groups.items()}
     scales = {rule: Scale(location, spread, weight, pairs(slopes), own(groups))
               for rule, (location, spread, weight, slopes, groups) in data["scales"].items()}
     row = lambda d: Row(d["digest"], d["data"], d["architecture"], d["kind"], d["classes"], d["table"],  # noqa: E731

@@ -37,6 +37,10 @@ class Scale:
     slopes: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # covariate -> slope, mean on clean models
     groups: Mapping[str, Scale] = field(default_factory=dict)  # of models with grey or colour inputs alone
 
+    def counts(self, group: str) -> float:
+        """The weight on a model with such inputs; a group's own is a factor, 0 where the rule is silent about it."""
+        return self.weight * (self.groups[group].weight if group in self.groups else 1.0)
+
     def standard(self, value: float, known: Mapping[str, float], group: str = "") -> float:
         """z of a value on a model with these covariates; one that is not known is taken to be the mean."""
         own = self.groups.get(group, self)
@@ -125,9 +129,12 @@ def fuse(table: Statistics, scales: Mapping[str, Scale], classes: int, group: st
     parts: dict[str, float] = {}
     for rule, values in table.items():
         scale = scales.get(rule)
-        if scale is None or scale.weight <= 0 or not values:  # none: it does not apply to such inputs
+        if scale is None or not values:  # none: it does not apply to such inputs
             continue
-        z = [scale.weight * min(max(scale.standard(v, known, group), lower), upper) if v is not None else 0.0
+        weight = scale.counts(group)
+        if weight <= 0:
+            continue
+        z = [weight * min(max(scale.standard(v, known, group), lower), upper) if v is not None else 0.0
              for v in values]
         parts[rule] = max(z)
         if len(values) == classes and len(values) > 1:

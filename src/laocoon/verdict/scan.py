@@ -225,7 +225,7 @@ def _fused(examined: Examined, known: Mapping[str, list[float | None]], classes:
 
 def _weight(finding: Finding, reference: Reference, known: Mapping[str, float], group: str) -> float:
     scale = reference.scales.get(finding.rule)
-    if scale is None or not math.isfinite(finding.score):
+    if scale is None or scale.counts(group) <= 0 or not math.isfinite(finding.score):
         return -math.inf
     return scale.standard(finding.score, known, group)
 
