@@ -53,8 +53,9 @@ class BoundedInversion(Detector):
         url="https://doi.org/10.1109/SP.2019.00031", modalities=frozenset({"image"}),
         needs=frozenset({Capability.GRADIENT, Capability.CLEAN}),
         summary="Searches the wave and the photo filter of bounded strength that make the network surest of a class.",
-        misses="triggers that are no wave and no filter; waves of more than 31 grey levels or 10 cycles; filters in "
-               "grey pictures, where brightness alone convinces clean networks; several target classes by one kind",
+        misses="triggers that are no wave and no filter; waves of more than 31 grey levels or 10 cycles; filters, and "
+               "with eight classes and more waves, in grey pictures, where brightness alone convinces clean networks; "
+               "several target classes by one kind",
         goal="whole-image",
         quick={"families": ("wave",), "steps": 12})
 
