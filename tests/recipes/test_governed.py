@@ -1,19 +1,12 @@
 """Networks that draw from torch's global generator, as dropout does, are trained by the seed alone."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from laocoon.core.card import Card
-from laocoon.core.cases import DataCase, ModelCase, Samples
 from laocoon.core.context import Context, governed
-from laocoon.core.methods import DataDetector, Detector, Repair, Trainer
-from laocoon.core.report import Finding
-from laocoon.core.subject import Subject
-from laocoon.modalities.image import Image
 from laocoon.recipes.fit import fit
 from laocoon.recipes.tuning import tune
 
@@ -47,75 +40,3 @@ def test_neither_generator_is_moved() -> None:
     with governed(rng):
         torch.rand(5)
     assert torch.equal(rng.get_state(), states[0]) and torch.equal(torch.get_rng_state(), states[1])
-
-
-# ---------------------------------------------------------------- whatever a method draws, its author need not think of it
-CARD = Card("drawing", "", "", frozenset({"image"}), frozenset(), "")
-
-
-@dataclass(frozen=True)
-class Examines(Detector):
-    card = CARD
-
-    def findings(self, case: ModelCase, ctx: Context) -> Iterator[Finding]:
-        yield Finding("drawing.number", "", float(torch.rand(())), "")
-
-
-@dataclass(frozen=True)
-class Scores(DataDetector):
-    card = CARD
-
-    def scores(self, case: DataCase, ctx: Context) -> Tensor:
-        return torch.rand(len(case.suspects))
-
-
-@dataclass(frozen=True)
-class Mends(Repair):
-    card = CARD
-
-    def operate(self, patient: Subject, case: ModelCase, ctx: Context) -> None:
-        next(patient.module.parameters()).data.uniform_()
-
-
-@dataclass(frozen=True)
-class Trains(Trainer):
-    card = CARD
-
-    def fit(self, case: DataCase, ctx: Context) -> tuple[Subject, None]:
-        return subject(), None
-
-
-def subject() -> Subject:
-    return Subject(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), Image(), 3, (1, 4, 4))
-
-
-def drawn(kind: type, seed: int, world: int = 7) -> float:
-    torch.manual_seed(7)
-    model, samples, ctx = subject(), Samples(torch.rand(6, 1, 4, 4), torch.arange(6) % 3), Context(seed=seed)
-    torch.manual_seed(world)
-    if kind is Examines:
-        return Examines().examine(ModelCase(model, samples, samples), ctx).findings[0].score
-    if kind is Mends:
-        mended = Mends().mend(ModelCase(model, samples, samples), ctx).subject
-        assert mended is not None
-        return float(next(mended.module.parameters()).sum())
-    case = DataCase(samples, 3)
-    if kind is Scores:
-        scores = Scores().examine(case, ctx).scores
-        assert scores is not None
-        return float(scores.sum())
-    trained = Trains().train(case, ctx).subject
-    assert trained is not None
-    return float(next(trained.module.parameters()).sum())
-
-
-@pytest.mark.parametrize("kind", [Examines, Scores, Mends, Trains])
-def test_methods_draw_by_their_seed_and_leave_the_world_as_it_was(kind: type) -> None:
-    with torch.random.fork_rng():
-        first = drawn(kind, 0)
-        assert drawn(kind, 0, world=8) == first and drawn(kind, 1) != first
-        torch.manual_seed(7)
-        model, samples = subject(), Samples(torch.rand(6, 1, 4, 4), torch.arange(6) % 3)
-        before = torch.get_rng_state()
-        Examines().examine(ModelCase(model, samples, samples), Context(seed=3))
-        assert torch.equal(torch.get_rng_state(), before)

@@ -1,7 +1,4 @@
-"""The contracts. An author of a method writes one class with a Card, fields for parameters, and one function.
-
-Methods run `governed` by their context: what a network draws from torch's global generator follows the seed.
-"""
+"""The contracts. An author of a method writes one class with a Card, fields for parameters, and one function."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from laocoon import __version__
 from laocoon.core.candidate import Candidate
 from laocoon.core.card import Capability, Card
 from laocoon.core.cases import DataCase, ModelCase, Samples
-from laocoon.core.context import Context, governed
+from laocoon.core.context import Context
 from laocoon.core.errors import BudgetSpent, NotApplicable
 from laocoon.core.report import Certificate, Finding, Report
 from laocoon.core.subject import Modality, Subject
@@ -93,13 +90,12 @@ class Detector(ABC):
             complete, skipped = False, True
         else:
             try:
-                with governed(ctx.rng):
-                    for item in self.findings(case, ctx):
-                        if isinstance(item, Candidate):
-                            ctx.candidates.append(item)
-                        else:
-                            found.append(item)
-                            ctx.progress(self.card.name, -1.0, item.explanation)
+                for item in self.findings(case, ctx):
+                    if isinstance(item, Candidate):
+                        ctx.candidates.append(item)
+                    else:
+                        found.append(item)
+                        ctx.progress(self.card.name, -1.0, item.explanation)
             except NotApplicable as error:
                 reason, complete, skipped = str(error), False, not found
             except BudgetSpent as error:
@@ -225,11 +221,10 @@ class Attack(ABC):
 
     @final
     def implant(self, plan: Plan, ctx: Context) -> Implant:
-        with governed(ctx.rng):
-            start = self.trigger(plan, ctx)
-            train, poisoned = self.poison(plan, start, ctx)
-            artefact = self.edit(self.train(plan, train, start, ctx), plan, ctx)
-            planted = self.student(artefact, plan, ctx)
+        start = self.trigger(plan, ctx)
+        train, poisoned = self.poison(plan, start, ctx)
+        artefact = self.edit(self.train(plan, train, start, ctx), plan, ctx)
+        planted = self.student(artefact, plan, ctx)
         facts = {"attack": self.card.name, "params": asdict(self),  # type: ignore[call-overload]
                  "goal": planted.trigger.goal.describe(), "target": plan.target, "poisoned": len(poisoned),
                  "poison_rate": len(poisoned) / max(1, len(plan.train)), "seed": ctx.seed, "phase": self.phase,
@@ -261,8 +256,7 @@ class DataDetector(ABC):
         if not reason:
             skipped = False
             try:
-                with governed(ctx.rng):
-                    scores = self.scores(case, ctx).detach().float().cpu()
+                scores = self.scores(case, ctx).detach().float().cpu()
                 if scores.shape != (len(case.suspects),) or not bool(torch.isfinite(scores).all()):
                     scores, reason = None, f"{self.card.name} gave scores that are not one finite number a sample."
             except NotApplicable as error:
@@ -367,8 +361,7 @@ class Repair(ABC):
         if not reason:
             skipped, patient = False, case.subject.copy()
             try:
-                with governed(ctx.rng):
-                    self.operate(patient, case, ctx)
+                self.operate(patient, case, ctx)
                 if not all(bool(torch.isfinite(p).all()) for p in patient.module.state_dict().values()):
                     reason, patient = f"{self.card.name} left weights that are not finite.", None
             except NotApplicable as error:
@@ -408,8 +401,7 @@ class Trainer(ABC):
         if not reason:
             skipped = False
             try:
-                with governed(ctx.rng):
-                    subject, kept = self.fit(case, ctx)
+                subject, kept = self.fit(case, ctx)
             except NotApplicable as error:
                 reason, skipped = str(error), True
             except BudgetSpent as error:
@@ -437,8 +429,7 @@ class Certifier(ABC):
         reason = self.missing(case)
         if not reason:
             try:
-                with governed(ctx.rng):
-                    return self.certify(case, ctx)
+                return self.certify(case, ctx)
             except (NotApplicable, BudgetSpent) as error:
                 reason = str(error)
         return Certificate(self.card.name, "Nothing was proven.", (), "none", None, reason=reason)

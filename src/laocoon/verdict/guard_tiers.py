@@ -21,7 +21,7 @@ from torch import Tensor
 from laocoon.core.card import Capability
 from laocoon.core.cases import ModelCase, Samples
 from laocoon.core.catalogue import classes
-from laocoon.core.context import Context, governed
+from laocoon.core.context import Context
 from laocoon.core.errors import InputError, NotApplicable
 from laocoon.core.methods import Guard, Watch
 from laocoon.core.subject import Subject
@@ -195,8 +195,7 @@ def margins(logits: Tensor) -> Tensor:
 
 
 def _second(opinion: Opinion, case: ModelCase, ctx: Context) -> Second:
-    with governed(ctx.rng):
-        watch = opinion.guard.fit(case, ctx)
+    watch = opinion.guard.fit(case, ctx)
     assert case.fit is not None  # missing() has seen to it
     scores = watch.check(case.fit.inputs).scores
     low, centre, high = scores.quantile(torch.tensor([0.16, 0.5, 0.84], device=scores.device)).tolist()

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from laocoon.core.card import Capability
 from laocoon.core.cases import ModelCase, Samples
-from laocoon.core.context import Context, governed
+from laocoon.core.context import Context
 from laocoon.core.errors import BudgetSpent, NotApplicable
 from laocoon.core.methods import Implant, Repair
 from laocoon.core.subject import Subject
@@ -206,14 +206,13 @@ def _shown(patient: Subject, poison: Samples, batches: list[Samples], ctx: Conte
     patient.module.requires_grad_(True)
     patient.module.train()
     optimiser = torch.optim.SGD(patient.module.parameters(), lr=pace, momentum=0.9)
-    with governed(ctx.rng):
-        for clean in batches:
-            inputs, labels = torch.cat([poison.inputs, clean.inputs]), torch.cat([poison.labels, clean.labels])
-            ctx.spend(len(labels))
-            loss = functional.cross_entropy(patient.module(inputs.to(place)), labels.to(place))
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
+    for clean in batches:
+        inputs, labels = torch.cat([poison.inputs, clean.inputs]), torch.cat([poison.labels, clean.labels])
+        ctx.spend(len(labels))
+        loss = functional.cross_entropy(patient.module(inputs.to(place)), labels.to(place))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
     patient.module.eval()
     patient.module.requires_grad_(False)
 
