@@ -206,6 +206,20 @@ def test_a_model_is_measured_against_what_is_expected_of_its_like():
     assert covariates({rule: planted}, 10, "grey") == known
 
 
+def test_a_scan_allows_for_what_is_seen_of_the_network(monkeypatch: pytest.MonkeyPatch):
+    """The same statistics weigh less where clean networks of the kind score higher."""
+    rule = "trigger_inversion.patch"
+    scales = {rule: Scale(0.3, 0.2, 1.0, {"normalised": (0.4, 0.5)})}
+    monkeypatch.setattr(scanning, "run", lambda *a, **k: Examined((report(1.0),), ()))
+
+    def score(known: dict) -> float:
+        monkeypatch.setattr(scanning, "traits", lambda _: known)
+        return scanning.scan(subject(), samples(), reference=replace(GOOD, scales=scales), seed=0).score
+
+    plain, unknown, normal = score({"known.normalised": [0.0]}), score({}), score({"known.normalised": [1.0]})
+    assert (plain, unknown, normal) == (pytest.approx(4.5), pytest.approx(3.5), pytest.approx(2.5))
+
+
 def test_grey_pictures_in_three_channels_are_grey():
     colour = Subject(Net(), Image(), 10, (3, 4, 4))
     same = Samples(torch.rand(20, 1, 4, 4).expand(20, 3, 4, 4), torch.arange(20) % 10)

@@ -332,7 +332,7 @@ def _positive_control(subject: Subject, prepared: Prepared, schedule: Schedule, 
             quiet = Context(seed=root.seed, device=root.device, budget=schedule.passes)
             again = run(schedule, case, quiet)
             root.spent += quiet.spent
-            fused, _ = _fused(again, traits(plant.subject), subject.classes, reference, _group(subject, prepared))
+            fused, _ = _fused(again, traits(subject), subject.classes, reference, _group(subject, prepared))
             above = 1 + sum(1 for r in null if r >= fused.score)
             named = len(plant.goal.targets) > 1 or plant.goal.targets[0] in fused.target_classes[:1]
             found.setdefault(plant.kind, []).append(above / (len(null) + 1) <= alpha and named)

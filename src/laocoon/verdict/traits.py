@@ -1,7 +1,7 @@
 """Facts of a network that accuse it of nothing but tell what a clean one like it looks like to the methods.
 
 Clean networks without normalisation score lower than others in every search (docs/results/index.md): held against all
-of them alike, the others are accused too often and backdoors of theirs are missed.
+of them alike, the others are accused too often and backdoors in the plain ones are missed.
 """
 
 from __future__ import annotations
