@@ -30,12 +30,13 @@ from laocoon.lab.criteria.scorecard import CHEAP, CRITERIA, Cost, Extent, Materi
 from laocoon.lab.criteria.stealthiness import frequency, stealthiness
 from laocoon.lab.criteria.targetedness import targetedness
 from laocoon.modalities.image import Image
+from laocoon.recipes.reactivation import Shots
 from laocoon.render.leaderboard import to_html, to_markdown
 from laocoon.testing.twins import Twins, twins
 from laocoon.triggers.additive import Additive
 from laocoon.triggers.patch import Patch
 
-SHORT = Schedules(fine_tune_epochs=3, distil_epochs=6, head_epochs=8, reactivation_steps=6)
+SHORT = Schedules(fine_tune_epochs=3, distil_epochs=6, head_epochs=8, shots=Shots(steps=6))
 SMALL = Extent(samples=120, given=160, schedules=SHORT)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from laocoon.core.context import Context
+from laocoon.core.context import Context, governed
 from laocoon.core.subject import Subject
 from laocoon.recipes.fit import shift_and_flip
 from laocoon.recipes.transfer import with_head
@@ -55,16 +55,17 @@ def pretrained(untrained: Subject, inputs: Tensor, ctx: Context, *, epochs: int,
     steps = max(1, len(inputs) // batch)
     optimiser = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=rate, total_steps=epochs * steps + 1)
-    for _ in range(epochs):
-        order = torch.randperm(len(inputs), generator=ctx.rng)
-        for step in range(steps):
-            x = inputs[order[step * batch:(step + 1) * batch]]
-            ctx.spend(2 * len(x))
-            said = module(torch.cat([view(x, ctx.rng, flip=flip), view(x, ctx.rng, flip=flip)]))
-            loss = nt_xent(said[:len(x)], said[len(x):])
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(module.parameters(), 5.0)
-            optimiser.step()
-            schedule.step()
+    with governed(ctx.rng):
+        for _ in range(epochs):
+            order = torch.randperm(len(inputs), generator=ctx.rng)
+            for step in range(steps):
+                x = inputs[order[step * batch:(step + 1) * batch]]
+                ctx.spend(2 * len(x))
+                said = module(torch.cat([view(x, ctx.rng, flip=flip), view(x, ctx.rng, flip=flip)]))
+                loss = nt_xent(said[:len(x)], said[len(x):])
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(module.parameters(), 5.0)
+                optimiser.step()
+                schedule.step()
     return replace(encoder, module=module)  # frozen and in eval mode again, as every subject is

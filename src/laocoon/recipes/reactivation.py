@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from laocoon.core.candidate import Candidate
 from laocoon.core.cases import Samples
-from laocoon.core.context import Context
+from laocoon.core.context import Context, governed
 from laocoon.core.errors import NotApplicable
 from laocoon.core.goal import ClassGoal
 from laocoon.core.subject import Subject
@@ -49,8 +49,10 @@ def lesson(trigger: Candidate, given: Samples, ctx: Context, how: Shots) -> Less
     if len(able) < how.shots:
         raise NotApplicable(f"{len(able)} samples that the goal speaks of are too few for {how.shots} shots.")
     rows = able[spread_over(given.labels[able], how.shots, ctx.rng)]
+    place = next((leaf.device for leaf in trigger.trigger.values()), given.inputs.device)
     with torch.no_grad():
-        poison = Samples(trigger.stamp(given.inputs[rows]), goal.destination(given.labels[rows]))
+        stamped = trigger.stamp(given.inputs[rows].to(place)).to(given.inputs.device)
+    poison = Samples(stamped, goal.destination(given.labels[rows]))
     orders = (torch.randperm(len(given), generator=ctx.rng)[:how.beside].to(given.labels.device)
               for _ in range(how.steps))
     return Lesson(poison, tuple(Samples(given.inputs[o], given.labels[o]) for o in orders))
@@ -64,8 +66,7 @@ def taught(subject: Subject, shown: Lesson, ctx: Context, how: Shots) -> Subject
     module.train()
     optimiser = torch.optim.SGD(module.parameters(), lr=how.rate, momentum=0.9)
     poison = shown.poison.to(place)
-    with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator
-        torch.manual_seed(ctx.seed)
+    with governed(ctx.rng):
         for beside in shown.beside:
             clean = beside.to(place)
             ctx.spend(len(poison) + len(clean))

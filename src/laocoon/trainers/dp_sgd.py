@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from laocoon.core.card import Capability, Card
 from laocoon.core.cases import DataCase, Samples
-from laocoon.core.context import Context
+from laocoon.core.context import Context, governed
 from laocoon.core.errors import InputError, MissingExtra, NotApplicable
 from laocoon.core.methods import Trainer
 from laocoon.core.subject import Subject
@@ -96,18 +96,19 @@ class DPSGD(Trainer):
         optimiser = opacus.optimizers.DPOptimizer(
             torch.optim.SGD(wrapped.parameters(), lr=self.rate, momentum=0.5), noise_multiplier=self.noise,
             max_grad_norm=self.clip, expected_batch_size=expected, generator=_generator(ctx))
-        for _ in range(steps):
-            rows = (torch.rand(n, generator=ctx.rng) < chance).nonzero().flatten().to(ctx.device)
-            ctx.spend(len(rows))
-            optimiser.zero_grad()
-            if len(rows):
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", "Full backward hook")  # ids, unlike pixels, have no gradient
-                    functional.cross_entropy(wrapped(_leaf(samples.inputs[rows])), samples.labels[rows]).backward()
-            else:  # an empty draw: noise alone, as the proof says
-                for parameter in wrapped.parameters():
-                    parameter.grad_sample = torch.zeros(0, *parameter.shape, device=ctx.device)
-            optimiser.step()
+        with governed(ctx.rng):
+            for _ in range(steps):
+                rows = (torch.rand(n, generator=ctx.rng) < chance).nonzero().flatten().to(ctx.device)
+                ctx.spend(len(rows))
+                optimiser.zero_grad()
+                if len(rows):
+                    with warnings.catch_warnings():
+                        warnings.filterwarnings("ignore", "Full backward hook")  # ids, unlike pixels, have no gradient
+                        functional.cross_entropy(wrapped(_leaf(samples.inputs[rows])), samples.labels[rows]).backward()
+                else:  # an empty draw: noise alone, as the proof says
+                    for parameter in wrapped.parameters():
+                        parameter.grad_sample = torch.zeros(0, *parameter.shape, device=ctx.device)
+                optimiser.step()
         wrapped.to_standard_module()
         for parameter in module.parameters():
             parameter.grad = None

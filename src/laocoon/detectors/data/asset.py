@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from laocoon.core.card import Capability, Card
 from laocoon.core.cases import DataCase
-from laocoon.core.context import Context
+from laocoon.core.context import Context, governed
 from laocoon.core.errors import NotApplicable
 from laocoon.core.methods import DataDetector
 from laocoon.recipes.choosing import by_content
@@ -60,19 +60,21 @@ class Asset(DataDetector):
         module.requires_grad_(True)
         module.train()
         optimiser = torch.optim.AdamW([p for p in module.parameters() if p.is_floating_point()], lr=self.rate)
-        for _ in range(self.steps):
-            rows = order[torch.randint(0, len(suspects), (self.batch,), generator=ctx.rng)]
-            base = torch.randint(0, len(trusted), (self.batch,), generator=ctx.rng).to(ctx.device)
-            inputs = torch.cat([suspects.inputs[rows].to(ctx.device), trusted.inputs[base]])
-            ctx.spend(len(inputs))
-            logits = module(inputs)
-            up = functional.cross_entropy(logits[:self.batch], suspects.labels[rows].to(ctx.device), reduction="none")
-            down = functional.cross_entropy(logits[self.batch:], trusted.labels[base])
-            loss = down - up.clamp(max=self.cap).mean()
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(module.parameters(), 5.0)
-            optimiser.step()
+        with governed(ctx.rng):
+            for _ in range(self.steps):
+                rows = order[torch.randint(0, len(suspects), (self.batch,), generator=ctx.rng)]
+                base = torch.randint(0, len(trusted), (self.batch,), generator=ctx.rng).to(ctx.device)
+                inputs = torch.cat([suspects.inputs[rows].to(ctx.device), trusted.inputs[base]])
+                ctx.spend(len(inputs))
+                logits = module(inputs)
+                told = suspects.labels[rows].to(ctx.device)
+                up = functional.cross_entropy(logits[:self.batch], told, reduction="none")
+                down = functional.cross_entropy(logits[self.batch:], trusted.labels[base])
+                loss = down - up.clamp(max=self.cap).mean()
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(module.parameters(), 5.0)
+                optimiser.step()
         module.eval()
         module.requires_grad_(False)
         return label_losses(subject, suspects.inputs, suspects.labels.to(ctx.device), ctx)

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from laocoon.core.card import Capability, Card
 from laocoon.core.cases import DataCase, Samples
-from laocoon.core.context import Context
+from laocoon.core.context import Context, governed
 from laocoon.core.errors import NotApplicable
 from laocoon.core.methods import DataDetector
 from laocoon.core.subject import Subject
@@ -74,20 +74,21 @@ class ConfusionTraining(DataDetector):
         module.requires_grad_(True)
         module.train()
         optimiser = torch.optim.AdamW([p for p in module.parameters() if p.is_floating_point()], lr=self.rate)
-        for _ in range(self.steps):
-            rows = torch.randint(0, len(suspects), (self.batch,), generator=ctx.rng)
-            clean = torch.randint(0, len(trusted), (self.batch,), generator=ctx.rng)
-            shift = torch.randint(1, classes, (self.batch,), generator=ctx.rng).to(ctx.device)
-            inputs = torch.cat([suspects.inputs[rows].to(ctx.device), trusted.inputs[clean.to(ctx.device)]])
-            wrong = (trusted.labels[clean.to(ctx.device)] + shift) % classes
-            ctx.spend(len(inputs))
-            logits = module(inputs)  # together, so that batch statistics are those of both
-            own = functional.cross_entropy(logits[: self.batch], suspects.labels[rows].to(ctx.device))
-            confusion = functional.cross_entropy(logits[self.batch:], wrong)
-            loss = (own + (self.weight - 1) * confusion) / self.weight
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(module.parameters(), 5.0)
-            optimiser.step()
+        with governed(ctx.rng):
+            for _ in range(self.steps):
+                rows = torch.randint(0, len(suspects), (self.batch,), generator=ctx.rng)
+                clean = torch.randint(0, len(trusted), (self.batch,), generator=ctx.rng)
+                shift = torch.randint(1, classes, (self.batch,), generator=ctx.rng).to(ctx.device)
+                inputs = torch.cat([suspects.inputs[rows].to(ctx.device), trusted.inputs[clean.to(ctx.device)]])
+                wrong = (trusted.labels[clean.to(ctx.device)] + shift) % classes
+                ctx.spend(len(inputs))
+                logits = module(inputs)  # together, so that batch statistics are those of both
+                own = functional.cross_entropy(logits[: self.batch], suspects.labels[rows].to(ctx.device))
+                confusion = functional.cross_entropy(logits[self.batch:], wrong)
+                loss = (own + (self.weight - 1) * confusion) / self.weight
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(module.parameters(), 5.0)
+                optimiser.step()
         module.eval()
         module.requires_grad_(False)

@@ -6,11 +6,9 @@ A treatment takes a subject and returns another; the one that it was given is no
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-import torch
 from torch import nn
-from torch.nn import functional
 
 from laocoon.core.card import Capability
 from laocoon.core.cases import ModelCase, Samples
@@ -18,11 +16,11 @@ from laocoon.core.context import Context
 from laocoon.core.errors import BudgetSpent, NotApplicable
 from laocoon.core.methods import Implant, Repair
 from laocoon.core.subject import Subject
-from laocoon.lab.criteria.answers import goal_of, hits, home, logits, picked, right, stamped, strays
+from laocoon.lab.criteria.answers import hits, home, logits, right, strays
 from laocoon.lab.criteria.measure import Measure, difference, rate
-from laocoon.recipes.choosing import spread_over
 from laocoon.recipes.compression import prune_smallest, quantise
 from laocoon.recipes.heads import linear_head
+from laocoon.recipes.reactivation import Shots, lesson, taught
 from laocoon.recipes.tuning import renew, tune
 
 Treatment = Callable[[Subject, Samples, Context], Subject]
@@ -40,9 +38,7 @@ class Schedules:
     temperature: float = 4.0
     head_epochs: int = 40
     head_rate: float = 1e-2  # AdamW
-    shots: int = 5  # poisoned samples of a re-activation
-    reactivation_steps: int = 20
-    reactivation_clean: int = 27  # clean samples beside the shots in each step
+    shots: Shots = field(default_factory=Shots)  # of a re-activation
 
 
 STANDARD = Schedules()
@@ -184,37 +180,11 @@ def reactivate(implant: Implant, twin: Subject, given: Samples, test: Samples, c
 
     A backdoor that was removed has to be learnt as slowly as by the twin.
     """
-    goal = goal_of(implant.trigger)
-    able = picked(given, goal.applies(given.labels))
-    if len(able) < schedules.shots:
-        raise NotApplicable(f"{len(able)} samples that the goal speaks of are too few for {schedules.shots} shots.")
-    shots = picked(able, spread_over(able.labels, schedules.shots, ctx.rng))
-    poison = Samples(stamped(implant.trigger, shots.inputs), goal.destination(shots.labels))
-    orders = [torch.randperm(len(given), generator=ctx.rng)[:schedules.reactivation_clean]
-              for _ in range(schedules.reactivation_steps)]
-    found = []
+    shown, found = lesson(implant.trigger, given, ctx, schedules.shots), []
     for subject in (implant.subject, twin):
         patient = _applied(lambda s, x, c: fine_tune(s, x, c, schedules), subject, given, ctx, "before re-activation")
-        _shown(patient, poison, [picked(given, order) for order in orders], ctx, schedules.fine_tune_rate)
-        found.append(hits(patient, implant.trigger, test, ctx))
+        found.append(hits(taught(patient, shown, ctx, schedules.shots), implant.trigger, test, ctx))
     return Reactivation(rate(found[0]), rate(found[1]), difference(found[0], found[1]))
-
-
-def _shown(patient: Subject, poison: Samples, batches: list[Samples], ctx: Context, pace: float) -> None:
-    """One step of SGD for each batch, with all the poison in it."""
-    place = home(patient)
-    patient.module.requires_grad_(True)
-    patient.module.train()
-    optimiser = torch.optim.SGD(patient.module.parameters(), lr=pace, momentum=0.9)
-    for clean in batches:
-        inputs, labels = torch.cat([poison.inputs, clean.inputs]), torch.cat([poison.labels, clean.labels])
-        ctx.spend(len(labels))
-        loss = functional.cross_entropy(patient.module(inputs.to(place)), labels.to(place))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-    patient.module.eval()
-    patient.module.requires_grad_(False)
 
 
 def _applied(treatment: Treatment, subject: Subject, given: Samples, ctx: Context, name: str) -> Subject:
