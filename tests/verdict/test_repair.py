@@ -132,7 +132,8 @@ def rescan(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Subject]]:
         def scan(model: Subject, *_: object, **__: object) -> Any:
             seen.append(model)
             return SimpleNamespace(spent=1.0, verdict=Verdict(found.verdict), reason=found.reason, score=found.score,
-                                   p_value=found.p_value, alpha=found.alpha, target_classes=found.target_classes)
+                                   p_value=found.p_value, alpha=found.alpha, target_classes=found.target_classes,
+                                   evidence=(), candidates=())
 
         monkeypatch.setattr(engine, "scan", scan)
         return seen
@@ -426,3 +427,34 @@ def test_earlier_report(change, says):
     with pytest.raises(InputError, match=says):
         engine.summary_of({**REPORT, **change}, SHA)
     assert engine.summary_of(REPORT, SHA).target_classes == (3,)
+
+
+@pytest.mark.parametrize(("evidence", "method"), [
+    ([{"method": "bounded_inversion"}, {"method": "trigger_inversion"}], "bounded_inversion"), ([], ""), (None, ""),
+    ({"method": "x"}, ""), (["x"], ""), ([{"method": 7}], "")])
+def test_an_earlier_report_names_the_method_that_found_the_trigger(evidence, method):
+    assert engine.summary_of({**REPORT, "evidence": evidence}, SHA).method == method
+
+
+def test_a_trigger_is_searched_with_the_method_that_found_it(pair, samples, with_repairs, rescan, monkeypatch):
+    """And with the usual ones where it finds none this time, or where the report names no method of ours."""
+    with_repairs(Idle)
+    rescan(CLEARED)
+    canned, asked, finds = engine.scan, [], [("pair_inversion",)]
+
+    def scan(model, *given, **how):
+        asked.append(how["methods"])
+        found = canned(model, *given, **how)
+        found.candidates = (pair.implant.trigger,) if how["methods"] in finds else ()
+        return found
+
+    monkeypatch.setattr(engine, "scan", scan)
+    usual = ("trigger_inversion", "whole_image_inversion", "bounded_inversion")
+    repair(pair.planted.subject, samples, earlier=replace(ACCUSED, method="pair_inversion"))
+    assert asked == [("pair_inversion",), None]
+    finds[:] = [usual]
+    for named, searched in (("pair_inversion", [("pair_inversion",), usual]), ("text_inversion", [usual]),
+                            ("no such method", [usual])):
+        asked.clear()
+        repair(pair.planted.subject, samples, earlier=replace(ACCUSED, method=named))
+        assert [a for a in asked if a] == searched

@@ -117,6 +117,7 @@ class Scanned:
     score: float
     alpha: float
     target_classes: tuple[int, ...]
+    method: str = ""  # which recovered the trigger that the verdict rests on; empty where there is none
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from laocoon.verdict import portfolio, proof
 from laocoon.verdict.calibrate import Reference
 from laocoon.verdict.residue import Split, dropped, few, overlap, rate, right, split
 from laocoon.verdict.scan import _device, scan
+from laocoon.verdict.schedule import available
 
 HARMLESS = 0.01  # accuracy that a repair may cost where nothing was found
 MOST_SUSPECTS = 5
@@ -92,7 +93,8 @@ def repair(subject: Subject, data: Samples, *, earlier: ScanReport | Scanned | N
     if full is not None:
         chosen += suspicious(full)
     elif not chosen and before.verdict == Verdict.SUSPICIOUS.value:
-        chosen += _towards(scanned(subject, "scan-triggers", _searchers(subject)), before.target_classes)
+        for name, searchers in _searchers(subject, before.method).items():
+            chosen = chosen or _towards(scanned(subject, name, searchers), before.target_classes)
     found_nothing = before.verdict == Verdict.NO_EVIDENCE.value and not candidates
     cause = "" if force or candidates else _leave_alone(before)
     limit = min(max_drop, HARMLESS) if found_nothing else max_drop
@@ -166,7 +168,7 @@ def _check_resume(folder: Path, subject: Subject, data: Samples, candidates: Seq
 # ---------------------------------------------------------------- what the scans said
 def summary(report: ScanReport) -> Scanned:
     return Scanned(report.verdict.value, report.reason, report.p_value, report.score, report.alpha,
-                   report.target_classes)
+                   report.target_classes, report.evidence[0].method if report.evidence else "")
 
 
 def summary_of(data: Mapping[str, Any], sha256: str) -> Scanned:
@@ -185,8 +187,11 @@ def summary_of(data: Mapping[str, Any], sha256: str) -> Scanned:
             or not isinstance(targets, list) or not all(isinstance(t, int) for t in targets) \
             or not (p is None or isinstance(p, int | float)):
         raise InputError("the scan report is damaged.", remedy)
+    first = next(iter(data["evidence"]), None) if isinstance(data.get("evidence"), list) else None
+    method = first.get("method") if isinstance(first, Mapping) else None
     return Scanned(str(data["verdict"]), str(data.get("reason", "")), None if p is None else float(p),
-                   float(score) if isinstance(score, int | float) else math.nan, alpha, tuple(targets))
+                   float(score) if isinstance(score, int | float) else math.nan, alpha, tuple(targets),
+                   method if isinstance(method, str) else "")
 
 
 def suspicious(report: ScanReport) -> list[Candidate]:
@@ -205,10 +210,13 @@ def _towards(report: ScanReport, targets: Sequence[int]) -> list[Candidate]:
     return named[:1] or list(report.candidates[:1])
 
 
-def _searchers(subject: Subject) -> tuple[str, ...]:
-    """The methods that recover triggers of a modality."""
+def _searchers(subject: Subject, method: str) -> dict[str, tuple[str, ...]]:
+    """The methods that recover triggers, by the name of the scan that they are run in: first the one that did."""
     others = {"text": ("text_inversion",), "tabular": ("tabular_inversion",)}
-    return others.get(subject.modality.name, ("trigger_inversion", "whole_image_inversion"))
+    usual = others.get(subject.modality.name, ("trigger_inversion", "whole_image_inversion", "bounded_inversion"))
+    known = available().get(method)  # a name from a report, which may come from anywhere
+    again = {"scan-again": (method,)} if known is not None and subject.modality.name in known.card.modalities else {}
+    return {**again, "scan-triggers": usual}
 
 
 def _leave_alone(before: Scanned) -> str:
