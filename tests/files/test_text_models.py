@@ -191,7 +191,7 @@ def test_a_graph_that_cannot_be_cut_is_asked(tmp_path: Path, monkeypatch: pytest
     exported(folder, fixed=False)
     monkeypatch.setattr("laocoon.files.text_onnx._lookup", lambda model: None)
     subject = load_model(folder / "model.onnx")
-    assert subject.capabilities == {Capability.QUERY}
+    assert subject.capabilities == {Capability.QUERY, Capability.GRAPH}
     assert torch.allclose(answers(subject, TEXTS), wanted, atol=1e-4)
 
 

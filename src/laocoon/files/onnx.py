@@ -84,7 +84,7 @@ def read(path: Path) -> ModelProto:
 def network(model: ModelProto, name: str) -> nn.Module:
     """The module that a checked model's graph becomes, with the parameter names that `open_onnx` gives."""
     working = ModelProto()
-    working.CopyFrom(onnx.inliner.inline_local_functions(model) if model.functions else model)
+    working.CopyFrom(inlined(model, name))
     for index in range(len(working.graph.output)):
         _cut_activation(working, index)
     with torch.no_grad(), Bounded():
@@ -105,16 +105,23 @@ def open_bytes(data: bytes, name: str, folder: Path | None, options: ModelOption
     """A model from the bytes of an ONNX file; `folder` is where its external data may lie."""
     model = _parsed(data, name)
     check(model, name, folder)
-    if model.functions:
-        try:
-            model = onnx.inliner.inline_local_functions(model)
-        except (RuntimeError, ValueError) as error:
-            raise BrokenFile(f"{name} has functions that cannot be inlined ({first_line(error)}).", "") from error
+    model = inlined(model, name)
     names: tuple[str, ...] = ()
     if options.modality == "tabular":
         model, names = merged(model, name)
     raw = _raw(model, name, options, origin)
     return replace(raw, metadata={"columns": json.dumps(names), **raw.metadata}) if names else raw
+
+
+def inlined(model: ModelProto, name: str) -> ModelProto:
+    """The same model without functions of its own."""
+    if not model.functions:
+        return model
+    try:
+        return onnx.inliner.inline_local_functions(model)
+    except (RuntimeError, ValueError) as error:
+        raise BrokenFile(f"{name} has functions that cannot be inlined ({first_line(error)}).",
+                         "Export it again without them.") from error
 
 
 def tensors_of(model: ModelProto) -> list[TensorProto]:

@@ -23,6 +23,7 @@ from laocoon.core.errors import BrokenFile, InputError, MissingExtra
 from laocoon.core.subject import Provenance, Subject
 from laocoon.files import huggingface
 from laocoon.files import onnx as onnx_files
+from laocoon.files.graph import ParsedGraph
 from laocoon.files.text_models import adapted
 from laocoon.files.text_tokenizer import has_tokenizer, modality_of, read_tokenizer
 from laocoon.files.wording import first_line, printable
@@ -135,12 +136,13 @@ def takes_ids(path: Path) -> bool:
 def open_onnx(path: Path, provenance: Provenance) -> Subject:
     """A text classifier; its tokenizer, and where there is one its config.json, lie beside it."""
     around = read_tokenizer(path.parent)
-    model = onnx_files.read(path)
+    model = onnx_files.inlined(onnx_files.read(path), path.name)
     beside = path.parent / "config.json"
     config = huggingface.read_json(beside) if beside.is_file() else {}
     names, length, batch = _inputs(model, path.name)
     room = config | ({"max_position_embeddings": length, "model_type": "onnx"} if length else {})
     found = _lookup(model)
+    parsed = ParsedGraph("onnx", model, IDS, tuple(o.name for o in model.graph.output))
     network: nn.Module
     if found is not None:
         table = next(t for t in model.graph.initializer if t.name == found.input[0])
@@ -149,14 +151,15 @@ def open_onnx(path: Path, provenance: Provenance) -> Subject:
             weights = torch.from_numpy(numpy_helper.to_array(table).astype(np.float32))
             network = GraphNetwork(graph, weights, (*names, found.output[0]), found.output[0], length, batch,
                                    around.padding)
-            return adapted(path.name, room, network.eval().requires_grad_(False), around, provenance)
+            subject = adapted(path.name, room, network.eval().requires_grad_(False), around, provenance)
+            return replace(subject, graph=parsed, capabilities=subject.capabilities | {Capability.GRAPH})
         except InputError as error:  # an operator that is not read here
             provenance = replace(provenance, notes=(*provenance.notes, f"not read as a graph: {error.problem}"))
     rows = max(around.tokenizer.get_vocab().values(), default=0) + 1
     modality_of(around, rows, length or 512, path.name)
     network = RuntimeNetwork(path, names, length, batch, around.padding, rows)
     subject = adapted(path.name, room, network, around, provenance, detect_activation)
-    return replace(subject, capabilities=frozenset({Capability.QUERY}))
+    return replace(subject, graph=parsed, capabilities=frozenset({Capability.QUERY, Capability.GRAPH}))
 
 
 def _inputs(model: ModelProto, where: str) -> tuple[tuple[str, ...], int | None, int | None]:

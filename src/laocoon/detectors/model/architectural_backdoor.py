@@ -4,12 +4,15 @@ Bober-Irizar et al., Architectural Backdoors in Neural Networks (CVPR 2023, arXi
 ShadowLogic (2024, arXiv 2511.00664). An attacker who may edit the graph adds a path from the input to a late layer that
 no training touches: a comparison with a hidden pattern that chooses other logits, or a pooled and sharpened copy of the
 image that is added behind the features. `recipes.dataflow` traces every value; this file judges where raw input and
-learned values meet. The score is a fixed scale, not a calibrated one:
+learned values meet. Of texts it looks at the numbers of the tokens, which honest networks look up in tables and
+compare with those of padding and the like, and from there on at the vectors of the words. The score is a fixed scale,
+not a calibrated one:
 
     1.0  a yes-or-no made of the raw input alone, by a pattern that the file holds, puts the file's numbers in an output
     0.9  such a decision, with the pattern or the numbers alone          0.8  without either
+    0.9  token ids compared with that of an ordinary token; a table that tells a few tokens from all others
     0.7  a sharpened or pooled copy of the raw input, or a filter of a few channels, is added to the output
-    0.6  the same before the last layers                                 0.5  `flag_at`
+    0.6  the same before the last layers; calculations with token ids    0.5  `flag_at`
     0.3 - 0.45  unusual, found in honest networks too (adaptive preprocessing, hard routing): a hint, no flag
 
 No reference models can calibrate this, so a flag is conclusive; the rate of false flags that stands behind that is in
@@ -18,8 +21,9 @@ docs/results/graph_flags.md. Departures: neither paper gives a detector; the rul
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -31,10 +35,13 @@ from laocoon.core.context import Context
 from laocoon.core.errors import NotApplicable
 from laocoon.core.methods import Detector
 from laocoon.core.report import Finding
+from laocoon.files.graph import ParsedGraph
 from laocoon.files.wording import printable
+from laocoon.modalities.text import Text
 from laocoon.recipes.dataflow import Flow, Meeting, follow
 from laocoon.recipes.graphs import read_graph
 from laocoon.recipes.operator_graph import Graph
+from laocoon.recipes.token_reads import Calculation, Lookup, Question, Read, reads
 
 CHOICES = ("Where", "If", "Loop")
 SUMS = ("Add", "Sub", "Sum", "Mean", "Max", "Min", "Concat", "ScatterND", "ScatterElements")
@@ -67,7 +74,8 @@ class ArchitecturalBackdoor(Detector):
         needs=frozenset({Capability.GRAPH}),
         misses="backdoors in the weights; a detector of the trigger that is itself a trained sub-network of ordinary "
                "width; conditions on learned features; operators outside the standard set; a pattern inside a wider "
-               "filter; division by a factor of the input; a copy of the input through an identity convolution.",
+               "filter; division by a factor of the input; a copy of the input through an identity convolution; of "
+               "texts what the tokenizer does, and tests of a mask.",
         summary="comparisons, branches and hidden patterns that lead from the raw input past the learned layers",
     )
 
@@ -75,7 +83,28 @@ class ArchitecturalBackdoor(Detector):
         source = case.graph if case.graph is not None else case.subject.graph
         if source is None:
             raise NotApplicable("architectural_backdoor needs a static graph, and the subject carries none.")
-        yield from self.judge(read_graph(source), case.subject.classes)
+        graph, what = read_graph(source), case.subject.modality
+        if isinstance(what, Text):
+            ids = source.input if isinstance(source, ParsedGraph) else graph.inputs[0]
+            yield from self.judge_text(graph, ids, what.vocabulary, case.subject.classes)
+        else:
+            yield from self.judge(graph, case.subject.classes)
+
+    def judge_text(self, graph: Graph, ids: str, vocabulary: Sequence[str], classes: int = 0) -> Iterator[Finding]:
+        """Findings on the graph of a text classifier: `ids` is the input with the numbers of its tokens.
+
+        What is done with the numbers is judged first, then what is done with them on their own way to the output, then
+        what is done with the vectors that they are looked up as: a vector tells its token as well as its number does.
+        """
+        alone = replace(graph, inputs=(ids,))
+        found = list(reads(follow(alone), ids))
+        lookups = [read.node for read in found if isinstance(read, Lookup)]
+        behind = replace(graph, nodes=tuple(n for n in graph.nodes if n not in lookups),
+                         inputs=tuple(n.outputs[0] for n in lookups))
+        said = [f for read in found for f in _read(read, vocabulary, self.flag_at)]
+        said += [*self.judge(alone, classes), *(self.judge(behind, classes) if lookups else ())]
+        worst = {f.rule: f for f in sorted(said, key=lambda f: f.score)}
+        yield from (worst[rule] for rule in sorted(worst) if worst[rule].score >= self.hint_at)
 
     def judge(self, graph: Graph, classes: int = 0) -> Iterator[Finding]:
         """Findings on a graph alone, before anything is run: the worst place of each rule."""
@@ -185,6 +214,47 @@ def _swap(m: Meeting, flow: Flow) -> Judged:
 def _chosen(m: Meeting) -> Judged:
     return Judged(0.45, "constant_output", "a condition puts numbers that the file holds in the place of an output", m,
                   frozenset())
+
+
+# ---------------------------------------------------------------- tokens
+# What an honest graph compares ids with: padding, ends and the like, by the names that tokenizers give them.
+NAMED = re.compile(r"</?s>|[<\[|{(_].*(pad|[bes]os|eot|unk|cls|sep|mask|start|end|reserved).*[>\]|})_]", re.IGNORECASE)
+POSITIONS = ("ArgMax", "ArgMin", "TopK", "ReduceMax", "ReduceMin")  # where the largest id is: a way to find an end
+
+
+def _ordinary(number: float, vocabulary: Sequence[str]) -> bool:
+    """Is this the number of a token that stands in texts? What is no whole number lies between two of them."""
+    if not 0 <= number < len(vocabulary):
+        return False
+    if number == 0 and not any("pad" in token.lower() for token in vocabulary if NAMED.fullmatch(token)):
+        return False  # what has no name for padding pads with the first token
+    return number != int(number) or not NAMED.fullmatch(vocabulary[int(number)])
+
+
+def _read(read: Read, vocabulary: Sequence[str], flag_at: float) -> Iterator[Finding]:
+    node, place = read.node, printable(read.node.name or read.node.op, 60)
+
+    def told(rule: str, score: float, what: str) -> Finding:
+        return Finding(f"architectural_backdoor.{rule}", f"node {place!r} ({printable(node.op, 30)})", score,
+                       f"{what} at {place!r}", conclusive=score >= flag_at)
+
+    if isinstance(read, Lookup) and read.odd:
+        yield told("token_table", 0.9, f"a table tells {_words(read.odd, vocabulary)} from all other tokens")
+    elif isinstance(read, Question) and read.numbers is None:
+        yield told("token_comparison", 0.6, "token ids are compared with what only running the graph would tell")
+    elif isinstance(read, Question):
+        asked = [n for n in read.numbers or () if _ordinary(n, vocabulary)]
+        if asked:
+            yield told("token_comparison", 0.9, f"token ids are compared with {_words(asked, vocabulary)}")
+    elif isinstance(read, Calculation):
+        score = 0.3 if node.op in POSITIONS and not read.changed else 0.6
+        yield told("token_calculation", score, "token ids are calculated with, as if they were quantities,")
+
+
+def _words(numbers: Sequence[float], vocabulary: Sequence[str]) -> str:
+    names = [f"{n:g} ({printable(vocabulary[int(n)], 30)!r})" if 0 <= n < len(vocabulary) else f"{n:g}"
+             for n in numbers[:4]]
+    return ", ".join(names) + (f" and {len(numbers) - 4} more" if len(numbers) > 4 else "")
 
 
 # ---------------------------------------------------------------- telling
