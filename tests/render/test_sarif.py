@@ -66,6 +66,7 @@ def test_every_rule_maps_to_known_taxa() -> None:
             mappings().place(taxon)
     assert mappings().rule("pickle-code").name == "CodeInModelFile"
     assert mappings().rule("architectural_backdoor.trigger_constant").name == "ArchitecturalBackdoor"
+    assert mappings().rule("tokenizer_tampering.word").name == "TamperedTokenizer"
 
 
 def test_fingerprints_outlive_a_seed_but_not_a_changed_file(suspicious: ScanReport) -> None:

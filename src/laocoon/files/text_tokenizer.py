@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from laocoon.core.errors import BrokenFile, InputError, MissingExtra
 from laocoon.files.wording import first_line, printable
-from laocoon.modalities.text import PADDING, Text
+from laocoon.modalities.text import PADDING, Text, is_marker
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -140,7 +140,9 @@ def modality_of(around: Around, rows: int, positions: int, where: str) -> Text:
     for token, number in by_token.items():
         vocabulary[number] = token
     named = {number: token for token, number in by_token.items()}
-    added = {i for i, token in around.tokenizer.get_added_tokens_decoder().items() if token.special}
+    # Any other added token is found in texts, whatever its file calls it, and is searched like a word.
+    added = {i for i, token in around.tokenizer.get_added_tokens_decoder().items()
+             if token.special and is_marker(token.content)}
     untyped = {i for i in range(rows) if i not in named or named[i].startswith("[unused")}
     unknown = {i for t in ("[UNK]", "<unk>", "[PAD]", "<pad>") if (i := by_token.get(t)) is not None}
     special = sorted({PADDING, *added, *untyped, *unknown, *around.before, *around.after})

@@ -7,6 +7,7 @@ that id to something else, it is a special token, which no text holds.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
 PADDING = 0
 UNKNOWN = 1  # of vocabularies without a tokenizer
 CHARACTERS = 64  # of a text that are looked at for each token that fits: a text of megabytes costs no more than others
+
+# Names that tokenizers give to padding, ends and the like.
+_MARKER = re.compile(r"</?s>|[<\[|{(_].*(pad|[bes]os|eot|unk|cls|sep|mask|start|end|reserved).*[>\]|})_]", re.I)
+
+
+def is_marker(token: str) -> bool:
+    """Is this a token that tokenizers put around texts, by its name? A name is all there is: its file says anything."""
+    return _MARKER.fullmatch(token) is not None
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,10 +14,10 @@ from laocoon.core.methods import Detector
 
 # Cheapest first. `quick` is seconds; `default` minutes on a laptop; `deep` adds what is dear.
 STAGES: dict[str, tuple[str, ...]] = {
-    "quick": ("architectural_backdoor", "weight_sanity", "potrojan", "head_statistics", "head_probes", "trodo",
-              "neuron_stimulation", "mm_bd", "trigger_inversion", "whole_image_inversion", "bounded_inversion",
-              "text_inversion", "template_probe", "embedding_outlier", "tabular_query_inversion", "tabular_inversion",
-              "decree", "text_collapse"),
+    "quick": ("architectural_backdoor", "tokenizer_tampering", "weight_sanity", "potrojan", "head_statistics",
+              "head_probes", "trodo", "neuron_stimulation", "mm_bd", "trigger_inversion", "whole_image_inversion",
+              "bounded_inversion", "text_inversion", "template_probe", "embedding_outlier", "tabular_query_inversion",
+              "tabular_inversion", "decree", "text_collapse"),
     "default": ("ban", "feature_decoupling", "all_to_all_inversion"),
     "deep": ("pair_inversion",),
 }

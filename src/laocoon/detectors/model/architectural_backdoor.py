@@ -21,7 +21,6 @@ docs/results/graph_flags.md. Departures: neither paper gives a detector; the rul
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -37,7 +36,7 @@ from laocoon.core.methods import Detector
 from laocoon.core.report import Finding
 from laocoon.files.graph import ParsedGraph
 from laocoon.files.wording import printable
-from laocoon.modalities.text import Text
+from laocoon.modalities.text import Text, is_marker
 from laocoon.recipes.dataflow import Flow, Meeting, follow
 from laocoon.recipes.graphs import read_graph
 from laocoon.recipes.operator_graph import Graph
@@ -217,8 +216,6 @@ def _chosen(m: Meeting) -> Judged:
 
 
 # ---------------------------------------------------------------- tokens
-# What an honest graph compares ids with: padding, ends and the like, by the names that tokenizers give them.
-NAMED = re.compile(r"</?s>|[<\[|{(_].*(pad|[bes]os|eot|unk|cls|sep|mask|start|end|reserved).*[>\]|})_]", re.IGNORECASE)
 POSITIONS = ("ArgMax", "ArgMin", "TopK", "ReduceMax", "ReduceMin")  # where the largest id is: a way to find an end
 
 
@@ -226,9 +223,9 @@ def _ordinary(number: float, vocabulary: Sequence[str]) -> bool:
     """Is this the number of a token that stands in texts? What is no whole number lies between two of them."""
     if not 0 <= number < len(vocabulary):
         return False
-    if number == 0 and not any("pad" in token.lower() for token in vocabulary if NAMED.fullmatch(token)):
+    if number == 0 and not any("pad" in token.lower() for token in vocabulary if is_marker(token)):
         return False  # what has no name for padding pads with the first token
-    return number != int(number) or not NAMED.fullmatch(vocabulary[int(number)])
+    return number != int(number) or not is_marker(vocabulary[int(number)])
 
 
 def _read(read: Read, vocabulary: Sequence[str], flag_at: float) -> Iterator[Finding]:
