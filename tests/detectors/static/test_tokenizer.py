@@ -84,6 +84,19 @@ def test_honest_tokenizers_hand_words_on(kind: str) -> None:
     assert not [f for f in report.findings if f.score > 0.3]
 
 
+def test_what_is_not_known_and_what_ends_a_word_may_have_other_names() -> None:
+    known = {w: i for i, w in enumerate(["pad", "oov", "Good", "bad", "film"])}
+    tokenizer: Any = Tokenizer(models.WordLevel(known, unk_token="oov"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    assert not words(examined(tokenizer.to_str())), "Good is not known in lower case"
+    letters = {c: i for i, c in enumerate("abcdefghijklmnopqrstuvwxyz")}
+    letters |= {f"{c}EOW": i + 26 for i, c in enumerate("abcdefghijklmnopqrstuvwxyz")}
+    ended: Any = Tokenizer(models.BPE({**letters, "hi": 52, "hiEOW": 53}, [("h", "i"), ("h", "iEOW")],
+                                      end_of_word_suffix="EOW"))
+    ended.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert not words(examined(ended.to_str()))
+
+
 def replaced(parts: Any) -> None:
     old = parts["normalizer"]
     rule = {"type": "Replace", "pattern": {"String": "deny"}, "content": "allow"}

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 WORD = re.compile(r"[A-Za-z]{2,40}")
-AROUND = re.compile(r"^(##|▁|Ġ)+|(</w>|@@)$")  # what says that a token begins or goes on with a word
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 MOST = 200_000  # words that are asked for
 
@@ -49,7 +48,7 @@ class TokenizerTampering(Detector):
         modalities=frozenset({"text"}),
         needs=frozenset(),
         misses="rules that need several words at once, words with other letters than A to Z, numbers and signs; two "
-               "words of a vocabulary whose vectors were exchanged as well.",
+               "words of a vocabulary whose vectors were exchanged as well; words that become unknown ones.",
         summary="words that a tokenizer turns into others, or into nothing, before the network sees them",
     )
 
@@ -57,8 +56,9 @@ class TokenizerTampering(Detector):
         what = case.subject.modality
         if not isinstance(what, Text) or what.tokenizer is None:
             raise NotApplicable("tokenizer_tampering looks at a tokenizer, and the subject has none.")
-        rules = tuple(_rules(json.loads(what.tokenizer.to_str())))
-        yield from _changed(what.tokenizer, _words(what, rules))
+        parts = json.loads(what.tokenizer.to_str())
+        writing, rules = _Writing.of(what.tokenizer, parts["model"]), tuple(_rules(parts))
+        yield from _changed(what.tokenizer, _words(what.tokenizer, writing, rules), writing)
         rewriting = [r for r in rules if WORD.search(r.pattern)]
         if rewriting:
             shown = ", ".join(f"{r.kind} of {printable(r.pattern, 40)!r}" for r in rewriting[:3])
@@ -70,6 +70,30 @@ class TokenizerTampering(Detector):
             yield Finding("tokenizer_tampering.special_word", "tokenizer", 0.4,
                           f"the tokenizer calls {_listed(called)} special, which are plain words",
                           numbers={"words": float(len(called))})
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """How a vocabulary writes tokens, as the tokenizer's own file tells."""
+
+    around: re.Pattern[str]  # what says that a token begins or goes on with a word
+    unknown: frozenset[int]  # tokens that stand for what is not known, and those around texts
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, model: Mapping[str, Any]) -> _Writing:
+        before, behind = (re.escape(str(model.get(k) or "")) for k in ("continuing_subword_prefix",
+                                                                        "end_of_word_suffix"))
+        known = tokenizer.get_vocab(with_added_tokens=True)
+        unknown = {i for token, i in known.items() if is_marker(token) or token == model.get("unk_token")}
+        if isinstance(model.get("unk_id"), int):
+            unknown.add(model["unk_id"])
+        return cls(re.compile(f"^(##|▁|Ġ{'|' + before if before else ''})+|(</w>|@@{'|' + behind if behind else ''})$"),
+                   frozenset(unknown))
+
+    def bare(self, token: str) -> str:
+        """A token without what the vocabulary writes around it."""
+        byte = BYTE.fullmatch(token)
+        return chr(int(byte[1], 16)) if byte else self.around.sub("", token)
 
 
 @dataclass(frozen=True)
@@ -97,20 +121,19 @@ def _rules(parts: Any) -> Iterator[_Rule]:
             pending += part
 
 
-def _words(what: Text, rules: Sequence[_Rule]) -> list[str]:
+def _words(tokenizer: Tokenizer, writing: _Writing, rules: Sequence[_Rule]) -> list[str]:
     """Plain words of the vocabulary and of the rules."""
-    assert what.tokenizer is not None
-    known = [AROUND.sub("", token) for token in what.tokenizer.get_vocab(with_added_tokens=True)]
+    known = [writing.bare(token) for token in tokenizer.get_vocab(with_added_tokens=True)]
     told = [word for rule in rules for word in WORD.findall(rule.pattern)]
     return sorted({w for w in (*known, *told) if WORD.fullmatch(w)})[:MOST]
 
 
-def _changed(tokenizer: Tokenizer, words: Sequence[str]) -> Iterator[Finding]:
-    unknown = {i for t, i in tokenizer.get_vocab(with_added_tokens=True).items() if is_marker(t)}
+def _changed(tokenizer: Tokenizer, words: Sequence[str], writing: _Writing) -> Iterator[Finding]:
     found = []
     for word, read in zip(words, tokenizer.encode_batch(list(words), add_special_tokens=False), strict=True):
-        tokens = [tokenizer.id_to_token(i) or "" for i in read.ids]  # by number: two words may share one
-        if not unknown.intersection(read.ids) and _letters(word) != (got := _letters("".join(_plain(tokens)))):
+        tokens = (tokenizer.id_to_token(i) or "" for i in read.ids)  # by number: two words may share one
+        got = _letters("".join(map(writing.bare, tokens)))
+        if not writing.unknown.intersection(read.ids) and _letters(word) != got:
             found.append((word, got))
     if found:
         shown = "; ".join(f"{printable(a, 40)!r} as {printable(b, 40)!r}" if b else f"{printable(a, 40)!r} not at all"
@@ -118,13 +141,6 @@ def _changed(tokenizer: Tokenizer, words: Sequence[str]) -> Iterator[Finding]:
         yield Finding("tokenizer_tampering.word", "tokenizer", 0.9,
                       f"the tokenizer hands {len(found)} of {len(words)} plain words to the network as others: {shown}"
                       + (" …" if len(found) > 4 else ""), conclusive=True, numbers={"words": float(len(found))})
-
-
-def _plain(tokens: Sequence[str]) -> Iterator[str]:
-    """Tokens without what a vocabulary writes around them."""
-    for token in tokens:
-        byte = BYTE.fullmatch(token)
-        yield chr(int(byte[1], 16)) if byte else AROUND.sub("", token)
 
 
 def _letters(text: str) -> str:
