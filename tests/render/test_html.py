@@ -148,3 +148,14 @@ def test_many_references_are_counted_not_drawn(suspicious: ScanReport) -> None:
     page = to_html(replace(suspicious, calibration=replace(suspicious.calibration, references=5000)))
     assert '<i class="below">' not in page and "5000 clean models" in page
     assert to_html(suspicious).count('<i class="below">') == 120
+
+
+@pytest.mark.parametrize(("p", "carried"), [(None, False), (0.4, False), (1 / 121, True)])
+def test_what_carries_nothing_does_not_lead(suspicious: ScanReport, p: float | None, carried: bool) -> None:
+    """Where the file itself is the proof, a trigger that a search recovered is no more than a push."""
+    proof = replace(suspicious.findings[0], rule="architectural_backdoor.condition", conclusive=True)
+    page = to_html(replace(suspicious, p_value=p, reason="node x: a comparison decides the output", findings=(proof,)))
+    first, second = page.index("What carries the verdict"), page.index("The recovered trigger" if carried else
+                                                                       "The best triggers that could be found")
+    assert (second < first) == carried
+    assert ("obey the trigger" in page) == carried and ("The verdict does not rest on these" in page) != carried

@@ -40,6 +40,12 @@ def alarms(report: ScanReport) -> tuple[Alarm, ...]:
     return tuple({a.fingerprint: a for a in found}.values())
 
 
+def proven_by_the_file(report: ScanReport) -> bool:
+    """Does the verdict rest on what the file holds alone? Then the triggers that searches recovered carry nothing."""
+    raised = alarms(report)
+    return bool(raised) and all(a.rule != BEHAVIOUR for a in raised)
+
+
 def fingerprint(report: ScanReport, rule: str, where: str) -> str:
     """Stable over seeds, budgets and versions; another as soon as the model's bytes change."""
     told = "\0".join(("laocoon-finding/1", str(report.subject.get("sha256", "")), rule, where))

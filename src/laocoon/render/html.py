@@ -20,7 +20,7 @@ from markupsafe import Markup
 from laocoon.core.report import Evidence, Power, Report, ScanReport, Verdict, noun
 from laocoon.files.wording import printable, visible
 from laocoon.modalities.encoder import encodes
-from laocoon.render.alarms import Alarm, alarms
+from laocoon.render.alarms import Alarm, alarms, proven_by_the_file
 from laocoon.render.mappings import Taxonomy, mappings
 from laocoon.render.pictures import Exhibit, exhibits
 from laocoon.render.sentences import Sentence, sentences
@@ -130,7 +130,7 @@ class Mapped:
 
 def to_html(report: ScanReport, justifications: Mapping[str, str] | None = None) -> str:
     """The page. `justifications`: fingerprint of an accepted alarm to who accepted it, and why."""
-    raised, shown = alarms(report), _shown(report)
+    raised, shown, proven = alarms(report), _shown(report), proven_by_the_file(report)
     script = _asset("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -149,6 +149,8 @@ def to_html(report: ScanReport, justifications: Mapping[str, str] | None = None)
         elsewhere=_elsewhere(report),
         explained=_CHECKS,
         means=_means(report),
+        proven=proven,
+        rests_on_trigger=report.verdict is Verdict.SUSPICIOUS and not proven,
         tiles=_tiles(report),
         dots=_dots(report),
         p_sentence=p_sentence(report),
@@ -222,10 +224,9 @@ def _headline(report: ScanReport) -> str:
 
 
 def _means(report: ScanReport) -> str:
-    proven = report.verdict is Verdict.SUSPICIOUS and report.p_value is None
     return (
         "Do not load this file or deploy this model before the finding below is explained."
-        if proven
+        if proven_by_the_file(report)
         else _MEANS[report.verdict]
     )
 
@@ -234,7 +235,7 @@ def _tiles(report: ScanReport) -> list[Tile]:
     tiles = []
     if report.p_value is not None:
         tiles.append(Tile(number(report.p_value, 2), "p-value", f"alpha {report.alpha:g}"))
-    if report.evidence and report.verdict is Verdict.SUSPICIOUS:
+    if report.evidence and report.verdict is Verdict.SUSPICIOUS and not proven_by_the_file(report):
         best = report.evidence[0]
         tiles += [
             Tile(

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from laocoon.core.report import ScanReport, Verdict
 from laocoon.files.wording import printable
-from laocoon.render.alarms import alarms
+from laocoon.render.alarms import alarms, proven_by_the_file
 from laocoon.render.sentences import coloured, sentences
 from laocoon.render.words import amount, duration, number, p_sentence, percent, pooled, shorter
 
@@ -37,7 +37,7 @@ def show(
     for entry in _accepted(report, justifications or {}):
         _print(console, Text(entry))
     if report.verdict is Verdict.SUSPICIOUS:
-        for sentence in sentences(report, 0)[:MOST_TEXTS]:
+        for sentence in () if proven_by_the_file(report) else sentences(report, 0)[:MOST_TEXTS]:
             _print(console, coloured(sentence))
         for alarm in alarms(report):
             if alarm.fingerprint not in report.accepted:
