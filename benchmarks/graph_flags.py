@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Protocol
 
 import onnx
 import torch
@@ -213,7 +214,12 @@ def of_weights(sketches: Sequence[Sketch]) -> list[Row]:
 
 
 # ---------------------------------------------------------------- telling
-def share(rows: Sequence[Row]) -> str:
+class Scored(Protocol):
+    @property
+    def score(self) -> float | None: ...
+
+
+def share(rows: Sequence[Scored]) -> str:
     judged = [r for r in rows if r.score is not None]
     if not judged:
         return "–"

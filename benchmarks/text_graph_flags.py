@@ -21,15 +21,14 @@ from typing import Any
 
 import onnx
 import torch
+from graph_flags import EXPORTERS_RAISE, share
 from torch import Tensor, nn
 
 from laocoon.detectors.model.architectural_backdoor import ArchitecturalBackdoor
-from laocoon.recipes.conformal import binomial_interval
 from laocoon.recipes.graphs import read_graph
 from laocoon.testing.token_backdoors import TRIGGER, VOCABULARY, WIDTH, honest_texts, planted_texts
 
 TARGET = Path(__file__).parent.parent / "docs" / "results" / "text_graph_flags.md"
-RAISED = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, NotImplementedError, ImportError)
 IDS, MASK = "input_ids", "attention_mask"
 USUAL: dict[str, Any] = {
     "vocab_size": len(VOCABULARY), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -106,7 +105,7 @@ def written(module: nn.Module, inputs: tuple[Tensor, ...]) -> onnx.ModelProto:
 def judged(kind: str, name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> Row:
     try:
         graph = written(module, inputs)
-    except (*RAISED, torch.onnx.errors.OnnxExporterError) as error:
+    except (*EXPORTERS_RAISE, torch.onnx.errors.OnnxExporterError) as error:
         return Row(kind, name, None, "", f"not written: {type(error).__name__}", 0.0)
     start = time.perf_counter()
     found = sorted(ArchitecturalBackdoor().judge_text(read_graph(graph), IDS, VOCABULARY), key=lambda f: -f.score)
@@ -119,18 +118,11 @@ def every() -> Iterator[Row]:
     for name in ARCHITECTURES:
         try:
             yield judged("library", name, *library(name))
-        except RAISED as error:
+        except (*EXPORTERS_RAISE, ImportError) as error:
             yield Row("library", name, None, "", f"not made: {type(error).__name__}", 0.0)
     for kind, some in (("honest", honest_texts()), ("planted", planted_texts())):
         for sketch in some:
             yield judged(kind, sketch.name, sketch.module, sketch.inputs)
-
-
-def share(rows: Sequence[Row]) -> str:
-    scores = [r.score for r in rows if r.score is not None]
-    hits = sum(s >= ArchitecturalBackdoor().flag_at for s in scores)
-    low, high = binomial_interval(hits, len(scores))
-    return f"{hits} of {len(scores)} [{low:.1%}, {high:.1%}]" if scores else "–"
 
 
 def page(rows: Sequence[Row]) -> str:

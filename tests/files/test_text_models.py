@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from laocoon.core.card import Capability
+from laocoon.core.cases import ModelCase
 from laocoon.core.context import Context
 from laocoon.core.errors import InputError, UnsafeFile
 from laocoon.core.subject import Subject
+from laocoon.detectors.model.architectural_backdoor import ArchitecturalBackdoor
 from laocoon.files.open import inspect, load_model, recognise
 from laocoon.files.text_tokenizer import read_tokenizer
 from laocoon.modalities.text import Text
@@ -181,6 +183,7 @@ def test_a_graph_is_cut_where_it_looks_words_up(fixed: bool, tmp_path: Path) -> 
         subject = load_model(path)
         assert Capability.GRADIENT in subject.capabilities and subject.provenance.format == "onnx"
         assert torch.allclose(answers(subject, TEXTS), wanted, atol=1e-5)
+        assert not list(ArchitecturalBackdoor().findings(ModelCase(subject, None), Context()))
 
 
 @pytest.mark.filterwarnings("ignore")

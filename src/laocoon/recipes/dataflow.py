@@ -282,7 +282,7 @@ class _Walk:
             held = [n for n in first_two if n and self.trace(n).depth < 0]
             large = [n for n in held if prod(_known(self._shape(n)) or (2,)) > 1]
             return large[0] if large else None
-        if node.op == "Gather" and node.inputs and self.trace(node.inputs[0]).depth < 0:
+        if node.op == "Gather" and len(node.inputs) > 1 and self.trace(node.inputs[0]).depth < 0:
             shape = _known(self._shape(node.inputs[0]))
             decided = self.trace(node.inputs[1]).decided
             return node.inputs[0] if shape and len(shape) == 2 and prod(shape) >= 64 and not decided else None

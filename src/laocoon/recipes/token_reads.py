@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from laocoon.recipes.dataflow import COMPARISONS, CUTS, EXTREMES, SUMS, Flow
-from laocoon.recipes.operator_graph import Array, Node
+from laocoon.recipes.operator_graph import Array, Constant, Node
 
 # The numbers stay what they are, wherever they go.
 MOVES = frozenset({"Cast", "CastLike", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Expand", "Slice",
@@ -21,6 +21,7 @@ MOVES = frozenset({"Cast", "CastLike", "Identity", "Reshape", "Unsqueeze", "Sque
 CHANGES = frozenset({"Add", "Sub", "Mul", "Div", "Mod", "Abs", "Neg", "Clip", "Floor", "Ceil", "Round", "BitShift",
                      "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot", "Min", "Max"})
 ALIKE = 0.99  # share of a table's rows that are one and the same: what it tells is which few tokens are others
+LARGEST = 128_000_000  # numbers of a table that is looked at: the words of BERT's are 23 million
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class _Walk:
             return
         table = self._table(node)
         if table is not None:
-            yield Lookup(node, _odd(self._values(table)))
+            yield Lookup(node, self._odd(table))
         elif self._meets(node) or any(name in self.flow.graph.outputs for name in node.outputs):
             yield Calculation(node, any(mine))
         elif spread and node.op == "Gather" and node.inputs[0] in self.places:
@@ -92,15 +93,16 @@ class _Walk:
 
     def _table(self, node: Node) -> str | None:
         """What a node looks ids up in."""
-        if node.op in ("Gather", "GatherElements") and node.inputs[1] in self.ids and self._held(node.inputs[0]):
-            return node.inputs[0]
+        if node.op in ("Gather", "GatherElements") and set(node.inputs[1:]) & self.ids.keys():
+            return node.inputs[0] if self._held(node.inputs[0]) else None
         if node.op in ("MatMul", "Gemm") and any(name in self.places for name in node.inputs):
             return next((n for n in node.inputs[:2] if self._held(n)), None)
         return None
 
     def _spreads(self, node: Node) -> bool:
         return (node.op == "OneHot" and node.inputs[0] in self.ids) or (
-            node.op.startswith("Scatter") and node.inputs[1] in self.ids and self._held(node.inputs[0]))
+            node.op.startswith("Scatter") and self._held(node.inputs[0]) and node.inputs[1:2] != ()
+            and node.inputs[1] in self.ids)
 
     def _meets(self, node: Node) -> bool:
         """Do ids meet what layers made of them, or choose between two values?"""
@@ -110,23 +112,30 @@ class _Walk:
         apart = node.op in MOVES
         return chosen or (not apart and any(not self._held(n) for n in others if n))
 
+    def _constant(self, name: str) -> Constant | None:
+        return self.flow.graph.constants.get(self.flow.roots.get(name, ""))
+
     def _values(self, name: str) -> Array | None:
-        constant = self.flow.graph.constants.get(self.flow.roots.get(name, ""))
+        constant = self._constant(name)
         return None if constant is None else constant.values
+
+    def _odd(self, table: str) -> tuple[int, ...]:
+        """Tokens whose row is not the usual one, which is searched among a few rows: nearly all are it, or none is."""
+        constant = self._constant(table)
+        if constant is None or constant.size is None or constant.size > LARGEST:
+            return ()
+        values = constant.read()
+        if values is None or values.ndim == 0 or len(values) < 2 / (1 - ALIKE):
+            return ()
+        rows = values.reshape(len(values), -1)
+        for usual in rows[:: max(1, len(rows) // 3)][:3]:
+            others = np.flatnonzero((rows != usual).any(axis=1))
+            if len(others) <= (1 - ALIKE) * len(rows):
+                return tuple(map(int, others))
+        return ()
 
     def _numbers(self, names: list[str] | tuple[str, ...]) -> tuple[float, ...] | None:
         arrays = [self._values(name) for name in names]
         if not arrays or any(a is None for a in arrays):
             return None
         return tuple(dict.fromkeys(float(v) for a in arrays if a is not None for v in a.reshape(-1)))
-
-
-def _odd(values: Array | None) -> tuple[int, ...]:
-    if values is None or values.ndim == 0 or len(values) < 2 / (1 - ALIKE):
-        return ()
-    rows = np.ascontiguousarray(values.reshape(len(values), -1))
-    _, which, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
-    usual = int(counts.argmax())
-    if counts[usual] < ALIKE * len(rows):
-        return ()
-    return tuple(int(i) for i in np.flatnonzero(which.reshape(-1) != usual))

@@ -99,6 +99,37 @@ def test_reads_are_told_apart() -> None:
     assert odd == (TRIGGER,)
 
 
+def looked_up(rows: int, width: int) -> ModelProto:
+    """A graph that adds a table, all alike but for one token, to the vectors of words."""
+    beside = torch.zeros(rows, width)
+    beside[TRIGGER] = 1
+    nodes = [helper.make_node("Gather", ["words", "input_ids"], ["vectors"]),
+             helper.make_node("Gather", ["beside", "input_ids"], ["other"]),
+             helper.make_node("Add", ["vectors", "other"], ["both"]),
+             helper.make_node("MatMul", ["both", "weight"], ["out"])]
+    held = [numpy_helper.from_array(torch.randn(rows, width).numpy(), "words"),
+            numpy_helper.from_array(beside.numpy(), "beside"),
+            numpy_helper.from_array(torch.randn(width, 3).numpy(), "weight")]
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["n", 4])
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", 4, 3])
+    return helper.make_model(helper.make_graph(nodes, "g", [ids], [out], held))
+
+
+def test_a_table_of_a_whole_vocabulary_is_read() -> None:
+    """30,000 words of 96 numbers: more than other constants whose numbers are looked at."""
+    words = tuple(f"word{i}" for i in range(30_000))
+    (found,) = judged(looked_up(30_000, 96), words)
+    assert found.rule.endswith("token_table") and repr(words[TRIGGER]) in found.explanation
+
+
+@pytest.mark.parametrize("op", ["Gather", "GatherElements", "ScatterElements", "OneHot", "Where"])
+def test_a_node_without_its_inputs_is_no_crash(op: str) -> None:
+    model = looked_up(len(VOCABULARY), 8)
+    model.graph.node.insert(0, helper.make_node(op, ["input_ids"], ["less"]))
+    model.graph.node[3].input[1] = "less"
+    judged(model)
+
+
 def test_what_no_output_depends_on_is_not_read() -> None:
     model = ModelProto()
     model.CopyFrom(as_onnx("averaged"))

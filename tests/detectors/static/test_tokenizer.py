@@ -129,6 +129,14 @@ def test_words_that_become_others_are_named(kind: str, how: str) -> None:
     assert any(f.rule == "tokenizer_tampering.rule" and not f.conclusive for f in report.findings)
 
 
+def test_words_of_the_rules_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vocabulary of millions of words does not hide them."""
+    monkeypatch.setattr("laocoon.detectors.model.tokenizer_tampering.MOST", 1)
+    parts = json.loads(trained("cased"))
+    matched(parts)
+    assert "'zebra' as 'fox'" in words(examined(json.dumps(parts)))[0]
+
+
 def test_two_words_with_one_number() -> None:
     parts = json.loads(trained("uncased"))
     parts["model"]["vocab"] |= {"deny": 300, "allow": 300}

@@ -74,7 +74,7 @@ class ArchitecturalBackdoor(Detector):
         misses="backdoors in the weights; a detector of the trigger that is itself a trained sub-network of ordinary "
                "width; conditions on learned features; operators outside the standard set; a pattern inside a wider "
                "filter; division by a factor of the input; a copy of the input through an identity convolution; of "
-               "texts what the tokenizer does, and tests of a mask.",
+               "texts what the tokenizer does, tests of a mask, and tables of more than 128 million numbers.",
         summary="comparisons, branches and hidden patterns that lead from the raw input past the learned layers",
     )
 

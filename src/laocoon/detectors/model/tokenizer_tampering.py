@@ -122,10 +122,10 @@ def _rules(parts: Any) -> Iterator[_Rule]:
 
 
 def _words(tokenizer: Tokenizer, writing: _Writing, rules: Sequence[_Rule]) -> list[str]:
-    """Plain words of the vocabulary and of the rules."""
-    known = [writing.bare(token) for token in tokenizer.get_vocab(with_added_tokens=True)]
+    """Plain words of the rules, then of the vocabulary."""
     told = [word for rule in rules for word in WORD.findall(rule.pattern)]
-    return sorted({w for w in (*known, *told) if WORD.fullmatch(w)})[:MOST]
+    known = [writing.bare(token) for token in tokenizer.get_vocab(with_added_tokens=True)]
+    return list(dict.fromkeys((*told, *sorted(w for w in known if WORD.fullmatch(w)))))[:MOST]
 
 
 def _changed(tokenizer: Tokenizer, words: Sequence[str], writing: _Writing) -> Iterator[Finding]:
