@@ -115,7 +115,8 @@ def test_rows_are_measured_once_and_make_a_reference(folder: Path, monkeypatch: 
     assert kept.scales == fitted.scales and kept.provenance["kept"] == 1
     judged = judge(folder, "sealed", False, fitted)
     assert len(judged) == 3 and all(0 < j.p <= 1 for j in judged)
-    assert "false alarms" in markdown(folder, "sealed", False)
+    page = markdown(folder, "sealed", False)
+    assert "false alarms" in page and "the rest was not measured" in page
 
 
 @pytest.mark.parametrize("name", ["few", "several"])
@@ -146,6 +147,7 @@ def test_models_of_some_classes_have_a_reference_of_their_own(name: str, tmp_pat
     assert len(judge(tmp_path, "sealed", False, fitted, subsets=name)) == 3
     page = markdown(tmp_path, "sealed", False, subsets=name)
     assert whole.words in page and f"--subsets {name}" in page
+    assert "2 of 2 clean models and 1 of 1 planted ones." in page
 
 
 @pytest.mark.parametrize("some", ["3", "3,3", "3,10", "a,b", "3,-1"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from laocoon.lab.reference import SAMPLES_PER_CLASS, WEIGHTS, as_row, counted, fit_reference, recorded
-from laocoon.lab.zoo import ALL_TO_ONE, EVERY, KINDS, MORE, SUBSETS, Split
+from laocoon.lab.zoo import ALL_TO_ONE, CLEAN_COUNT, EVERY, KINDS, MORE, SUBSETS, Split, specifications
 from laocoon.recipes.conformal import binomial_interval, p_value
 from laocoon.recipes.ranking import auroc, cluster_bootstrap
 from laocoon.verdict.calibrate import Reference, Row, parse, shipped
@@ -125,4 +125,15 @@ def markdown(folder: Path, split: Split, deep: bool, *, subsets: str = "") -> st
             "scales and the null come from clean models only, so that every kind's row is that of a kind left out. "
             "'Architecture left out': scales and null refitted without models of the subject's architecture. "
             "Success of 90 % or more unless said otherwise; AUROC counts every model, INCONCLUSIVE or not.")
-    return "\n".join([title, "", command, note, "", "\n".join([head, *lines]), "", "\n".join(alarms), ""])
+    part = _measured(judged, split, subsets)
+    return "\n".join([title, "", command, note, "", part, "", "\n".join([head, *lines]), "", "\n".join(alarms), ""])
+
+
+def _measured(judged: Sequence[Judged], split: Split, subsets: str) -> str:
+    """How much of its plan a page tells of."""
+    planned = [s for data in ([subsets] if subsets else CLEAN_COUNT[split]) for s in specifications(split, data)]
+    clean, clean_planned = (sum(kind == "clean" for kind in kinds)
+                            for kinds in ([j.row.kind for j in judged], [s.kind for s in planned]))
+    whole = "" if len(judged) >= len(planned) else "; **the rest was not measured, and may tell otherwise**"
+    return (f"Of the plan of this split, {clean} of {clean_planned} clean models and {len(judged) - clean} of "
+            f"{len(planned) - clean_planned} planted ones{whole}.")
