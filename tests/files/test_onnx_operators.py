@@ -169,6 +169,17 @@ def test_operator_agrees_with_onnxruntime(op, x, constants, attributes, opset, o
                                    rtol=tolerance, atol=tolerance)
 
 
+def test_one_number_of_a_constant_is_known_when_the_graph_is_read():
+    """`bias[2]`, as torch.export writes it: a Gather of two constants that leaves a number without axes."""
+    bias = f32(5)
+    nodes = [helper.make_node("Gather", ["bias", "at"], ["one"]), helper.make_node("Add", ["x", "one"], ["y"])]
+    made = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 6])],
+                             [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+                             [numpy_helper.from_array(bias, "bias"), numpy_helper.from_array(np.asarray(2), "at")])
+    got = Builder(made, 18, {}, ("x",)).build()(torch.from_numpy(X2))
+    np.testing.assert_allclose(got.numpy(), X2 + bias[2])
+
+
 def test_the_table_is_covered():
     """What is in the table and not tested here is tested in test_onnx_models, or is on this list."""
     tested = {c.values[0] for c in CASES}

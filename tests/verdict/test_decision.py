@@ -14,9 +14,9 @@ from laocoon.core.report import Finding, Report, Verdict
 from laocoon.core.subject import Subject
 from laocoon.modalities.image import Image
 from laocoon.verdict import scan as scanning
-from laocoon.verdict.calibrate import Profile, calibrate, group_of, parse, widening
+from laocoon.verdict.calibrate import Profile, Reference, calibrate, group_of, parse, widening
 from laocoon.verdict.examination import Examined, Prepared, prepare
-from laocoon.verdict.fuse import Scale, contrasted, covariates, fuse, statistics
+from laocoon.verdict.fuse import Fused, Scale, contrasted, covariates, fuse, statistics
 
 
 def reference(clean_scores, planted_scores=(), rule="trigger_inversion.patch"):
@@ -233,6 +233,41 @@ def test_references_that_lack_a_rule_are_no_null():
     lacking = replace(GOOD.clean[0], table={})
     mixed = replace(GOOD, clean=(*GOOD.clean, lacking))
     assert len(mixed.scores(frozenset({"trigger_inversion.patch"}))) == len(GOOD.clean)
+
+
+def wired(plain: int, branching: int, other: int = 0) -> Reference:
+    """Plain references score 0, 1, 2 …, those with branches 100, 101 …, those of unknown wiring 1,000."""
+    levels = [("plain", i) for i in range(plain)] + [("branching", 100 + i) for i in range(branching)]
+    levels += [("", 1000)] * other
+    rows = tuple(replace(GOOD.clean[0], digest=str(i), wiring=kind, classes=3, table={"a.b": [float(level), 0.0, 0.0]})
+                 for i, (kind, level) in enumerate(levels))
+    return replace(GOOD, clean=rows, planted=(), scales={"a.b": Scale(0.0, 100.0)})
+
+
+def test_references_that_are_wired_alike_speak_alone():
+    made, rules = wired(50, 60, 5), frozenset({"a.b"})
+    assert made.null(0.4, rules, "plain").p == pytest.approx((1 + 10) / 51)
+    assert made.null(0.4, rules, "branching").p == 1.0 and made.null(1.7, rules, "branching").wiring == "branching"
+    unknown = made.null(0.4, rules, "")
+    assert unknown.p == 1.0, "the kind that makes the largest p"
+    assert made.null(1.7, rules, "elsewhere").references == made.scores(rules)
+
+
+@pytest.mark.parametrize("kind", ["plain", "branching", ""])
+def test_few_that_are_wired_alike_do_not_speak_alone(kind: str):
+    made, rules = wired(38, 38), frozenset({"a.b"})
+    assert sorted(made.null(0.3, rules, kind).references) == sorted(made.scores(rules))
+    assert made.null(0.3, rules, kind).wiring == ""
+
+
+def test_the_profile_says_so():
+    made, rules = wired(50, 60), frozenset({"a.b"})
+    fused = Fused(0.4, (0.4, 0.0, 0.0), (0,), ())
+    for wiring, count, said in (("plain", 50, "image/default, plain networks"), ("x", 110, "image/default")):
+        profile = Profile("image", 10, 20.0, 0.9, wiring)
+        p, calibration = calibrate(fused, rules, profile, replace(made, clean=tuple(
+            replace(row, classes=10) for row in made.clean)), "image/default")
+        assert (calibration.references, calibration.profile) == (count, said) and p == calibration.rank / (count + 1)
 
 
 def test_a_contrast_is_what_a_class_has_beyond_the_next():

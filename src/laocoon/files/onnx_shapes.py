@@ -192,8 +192,8 @@ def _gather(node: Node) -> Function:
             return x.select(axis, index)
         flat = index.long().reshape(-1).to(x.device)
         flat = torch.where(flat < 0, flat + x.shape[axis], flat)
-        return x.index_select(axis, flat).reshape(*x.shape[: axis % x.dim()], *index.shape,
-                                                  *x.shape[axis % x.dim() + 1 :])
+        before, behind = x.shape[: axis % x.dim()], x.shape[axis % x.dim() + 1 :]
+        return x.index_select(axis, flat).reshape((*before, *index.shape, *behind))  # () where one number is left
 
     return run
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from laocoon.lab.reference import SAMPLES_PER_CLASS, WEIGHTS, as_row, counted, fit_reference, recorded
 from laocoon.lab.zoo import ALL_TO_ONE, CLEAN_COUNT, EVERY, KINDS, MORE, SUBSETS, Split, specifications
-from laocoon.recipes.conformal import binomial_interval, p_value
+from laocoon.recipes.conformal import binomial_interval
 from laocoon.recipes.ranking import auroc, cluster_bootstrap
-from laocoon.verdict.calibrate import Reference, Row, parse, shipped
+from laocoon.verdict.calibrate import Null, Reference, Row, parse, shipped
 from laocoon.verdict.schedule import plan
 
 ALPHA = 0.05
@@ -39,7 +39,7 @@ def judge(folder: Path, split: Split, deep: bool, reference: Reference, *, subse
             continue
         data = as_row(specimen, raw, list(WEIGHTS))
         row = Row(data["digest"], data["data"], data["architecture"], data["kind"], data["classes"], data["table"],
-                  data.get("attack_success"), tuple(data.get("targets", ())), data["group"])
+                  data.get("attack_success"), tuple(data.get("targets", ())), data["group"], data["wiring"])
         kind = row.architecture.split("_")[0]
         if kind not in without:
             without[kind] = parse(fit_reference(folder, kind, subsets=subsets))
@@ -49,9 +49,17 @@ def judge(folder: Path, split: Split, deep: bool, reference: Reference, *, subse
 
 
 def _against(reference: Reference, row: Row) -> tuple[float, float, tuple[int, ...]]:
-    rules = frozenset(row.table) & frozenset(reference.scales)
-    fused = reference.restricted(row, rules)
-    return fused.score, p_value(fused.score, reference.scores(rules)), fused.target_classes[:1]
+    null = _null(reference, row)
+    return null.score, null.p, reference.restricted(row, _rules(reference, row)).target_classes[:1]
+
+
+def _null(reference: Reference, row: Row) -> Null:
+    rules = _rules(reference, row)
+    return reference.null(reference.restricted(row, rules).score, rules, row.wiring)
+
+
+def _rules(reference: Reference, row: Row) -> frozenset[str]:
+    return frozenset(row.table) & frozenset(reference.scales)
 
 
 def _cluster(j: Judged) -> tuple[str, str]:
@@ -118,9 +126,9 @@ def markdown(folder: Path, split: Split, deep: bool, *, subsets: str = "") -> st
     title += f", {SUBSETS[subsets].words}" if subsets else ""
     command = (f"Command: `laocoon lab zoo table --split {split}{' --deep' * deep}{' --subsets ' * bool(subsets)}"
                f"{subsets}`, seed 0.\n")
-    nulls = {len(reference.comparable(frozenset(j.row.table) & frozenset(reference.scales))) for j in judged}
-    note = (f"Tier `desk`, {SAMPLES_PER_CLASS} clean samples a class, {max(nulls, default=0)} clean references that "
-            f"the same rules were measured on (file {reference.digest}). "
+    held = sorted({len(_null(reference, j.row).references) for j in judged})
+    note = (f"Tier `desk`, {SAMPLES_PER_CLASS} clean samples a class, {' or '.join(map(str, held))} clean references "
+            f"that the same rules were measured on and that are wired like the model (file {reference.digest}). "
             "Clean references and this split share no model; training subsets overlap. No attack is fitted: the "
             "scales and the null come from clean models only, so that every kind's row is that of a kind left out. "
             "'Architecture left out': scales and null refitted without models of the subject's architecture. "

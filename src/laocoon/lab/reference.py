@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,13 +14,16 @@ from laocoon import __version__
 from laocoon.core.cases import ModelCase, Samples
 from laocoon.core.context import Context
 from laocoon.core.methods import Detector
+from laocoon.core.subject import Subject
 from laocoon.lab.datasets import Dataset, load
 from laocoon.lab.scales import names_digest, scales, settings_digest
 from laocoon.lab.zoo import ALL_TO_ONE, FEW, SEVERAL, Specimen, Split, specimens
+from laocoon.modalities.image import Image
+from laocoon.modalities.image_networks import build
 from laocoon.verdict.examination import prepare, run
 from laocoon.verdict.fuse import KNOWN, statistics
 from laocoon.verdict.schedule import Schedule, plan
-from laocoon.verdict.traits import traits
+from laocoon.verdict.traits import traits, wiring
 
 SAMPLES_PER_CLASS = 20
 GREY = ("digits", "mnist")
@@ -125,6 +129,13 @@ def measure(folder: Path, root: Path | None, split: Split, schedule: Schedule, s
         yield specimen, measured(specimen, sets[name], schedule)
 
 
+@functools.cache
+def wired(architecture: str) -> str:
+    """How the layers of the zoo's networks of a name are wired; weights, inputs and classes change nothing of it."""
+    module = build(architecture, 3, 32, 10, torch.Generator().manual_seed(0))
+    return wiring(Subject(module, Image(), 10, (3, 32, 32)))
+
+
 def as_row(specimen: Specimen, row: dict[str, Any], rules: Sequence[str]) -> dict[str, Any]:
     """The public form of a row, as the reference file holds it."""
     s, facts = specimen.specification, specimen.facts
@@ -136,7 +147,7 @@ def as_row(specimen: Specimen, row: dict[str, Any], rules: Sequence[str]) -> dic
     targets = sorted({d for y, d in enumerate(destinations) if d >= 0 and d != y})
     classes = max((len(v) for v in table.values()), default=0)
     found = {"digest": s.digest, "data": s.source, "architecture": s.architecture, "kind": s.kind, "classes": classes,
-             "group": "grey" if grey else "colour", "table": table}
+             "group": "grey" if grey else "colour", "wiring": wired(s.architecture), "table": table}
     if s.kind != "clean":
         found |= {"attack_success": facts["attack_success"], "targets": targets if len(targets) == 1 else []}
     return found
@@ -160,7 +171,7 @@ def fit_reference(folder: Path, without: str = "", *, subsets: str = "",
                      for rows in (fusion, clean))
     honest, planted = ([row for row in fusion if (row["kind"] == "clean") is clear] for clear in (True, False))
     measured_here = {row["digest"] for row in planted}
-    kept = [row for row in earlier if row["digest"] not in measured_here]
+    kept = [{**row, "wiring": wired(row["architecture"])} for row in earlier if row["digest"] not in measured_here]
     provenance = {
         "version": __version__, "samples_per_class": SAMPLES_PER_CLASS, "settings": settings_digest(schedule.methods),
         "fusion": len(fusion), "calibration": len(clean), "kept": len(kept),

@@ -21,6 +21,7 @@ from laocoon.recipes.conformal import binomial_interval, p_value, rank
 from laocoon.verdict.fuse import KNOWN, Fused, Scale, fuse
 
 LEAST_CLASSES, MOST_CLASSES = 8, 1000  # that references of tens speak for
+LEAST_ALIKE = 39  # references wired alike, from which on they alone speak: one may stand above a p of 0.05
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,20 @@ class Row:
     attack_success: float | None = None
     targets: tuple[int, ...] = ()
     group: str = ""  # what its inputs look like, see `group_of`
+    wiring: str = ""  # how its layers are wired, see `traits.wiring`
+
+
+@dataclass(frozen=True)
+class Null:
+    """Scores of clean references, and where a subject's score stands among them."""
+
+    score: float
+    references: Sequence[float]
+    wiring: str = ""  # that all of them have; "" where they are of any
+
+    @property
+    def p(self) -> float:
+        return p_value(self.score, self.references)
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,22 @@ class Reference:
     def scores(self, rules: frozenset[str]) -> list[float]:
         return [self.restricted(row, rules).score for row in self.comparable(rules)]
 
+    def null(self, score: float, rules: frozenset[str], wiring: str) -> Null:
+        """What a score is held against: the references that are wired like the subject, where they are many enough,
+        else all. Where its wiring is not known, those that make the largest p.
+
+        Clean networks with skips, branches, attention or depthwise layers score higher than plain ones: held against
+        both, they are accused too often and the plain ones hardly ever (docs/results/index.md).
+        """
+        every: list[float] = []
+        kinds: dict[str, list[float]] = {}
+        for row in self.comparable(rules):
+            every.append(self.restricted(row, rules).score)
+            kinds.setdefault(row.wiring, []).append(every[-1])
+        whole = Null(score, every)
+        alike = {k: Null(score, null, k) for k, null in kinds.items() if k and len(null) >= LEAST_ALIKE}
+        return alike.get(wiring, whole) if wiring else max((whole, *alike.values()), key=lambda null: null.p)
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -74,6 +105,7 @@ class Profile:
     classes: int
     per_class: float  # clean samples a class
     accuracy: float | None
+    wiring: str = ""
 
 
 def group_of(modality: str, shape: Sequence[int]) -> str:
@@ -91,7 +123,8 @@ def parse(text: str) -> Reference:
     scales = {rule: Scale(location, spread, weight, pairs(slopes), own(groups))
               for rule, (location, spread, weight, slopes, groups) in data["scales"].items()}
     row = lambda d: Row(d["digest"], d["data"], d["architecture"], d["kind"], d["classes"], d["table"],  # noqa: E731
-                        d.get("attack_success"), tuple(d.get("targets", ())), d.get("group", ""))
+                        d.get("attack_success"), tuple(d.get("targets", ())), d.get("group", ""),
+                        d.get("wiring", ""))
     return Reference(scales, tuple(map(row, data["clean"])), tuple(map(row, data["planted"])),
                      tuple(data["core"]), data["provenance"], hashlib.sha256(text.encode()).hexdigest()[:16])
 
@@ -160,24 +193,24 @@ def calibrate(fused: Fused, rules: frozenset[str], profile: Profile, reference: 
     factor, why = widening(profile, reference)
     if not rules:  # the references would all score 0, and any score would stand out
         return None, Calibration(name, 0, 0, 1.0, 0.0, reference.digest, why)
-    null = reference.scores(rules)
-    place = rank(fused.score, null)
-    if factor == float("inf") or not null:
-        return None, Calibration(name, len(null), place, 1.0, 0.0, reference.digest, why or "no references")
-    p = min(1.0, p_value(fused.score, null) * factor)
-    return p, Calibration(name, len(null), place, factor, 0.0, reference.digest, why)
+    null = reference.null(fused.score, rules, profile.wiring)
+    place, count = rank(fused.score, null.references), len(null.references)
+    if factor == float("inf") or not count:
+        return None, Calibration(name, count, place, 1.0, 0.0, reference.digest, why or "no references")
+    name += f", {null.wiring} networks" if null.wiring else ""
+    return min(1.0, null.p * factor), Calibration(name, count, place, factor, 0.0, reference.digest, why)
 
 
 def similar_power(rules: frozenset[str], profile: Profile, reference: Reference, alpha: float) -> tuple[Power, ...]:
     """Found of tried per planted kind (attack success of 90 % or more), among references of the nearest class count."""
-    null = reference.scores(rules)
     counts = sorted({row.classes for row in reference.planted}, key=lambda c: abs(c - profile.classes))
     found: dict[str, list[bool]] = {}
     for row in reference.planted:
         near = encodes(profile.modality) or not counts or row.classes == counts[0]  # a width is no count of classes
         if (row.attack_success or 0) < 0.9 or not near:
             continue
-        hit = p_value(reference.restricted(row, rules).score, null) <= alpha
+        score = reference.restricted(row, rules).score
+        hit = reference.null(score, rules, row.wiring).p <= alpha
         found.setdefault(row.kind, []).append(hit)
     return tuple(Power(kind, sum(hits), len(hits), *binomial_interval(sum(hits), len(hits)), "similar reference models",
                        kind in reference.core) for kind, hits in sorted(found.items()))

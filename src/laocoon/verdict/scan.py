@@ -31,7 +31,7 @@ from laocoon.verdict.examination import Examined, Prepared, made_ready, run
 from laocoon.verdict.examples import examples
 from laocoon.verdict.fuse import CONTRAST, Fused, Scale, contrasted, covariates, fuse, promise, statistics
 from laocoon.verdict.schedule import Schedule, plan
-from laocoon.verdict.traits import traits
+from laocoon.verdict.traits import traits, wiring
 
 # A planter puts a known backdoor into a copy of the subject: (subject, samples, seed) -> plants. Given from above,
 # because a defence never imports an attack.
@@ -96,7 +96,8 @@ def scan(subject: Subject, data: Samples | None = None, *, alpha: float = 0.05, 
     known = traits(subject)
     fused, rules = _fused(examined, known, subject.classes, reference, group)
     profile = Profile(subject.modality.name, subject.classes,
-                      per_class(subject.modality.name, prepared.given, subject.classes), prepared.accuracy)
+                      per_class(subject.modality.name, prepared.given, subject.classes), prepared.accuracy,
+                      wiring(subject))
     p, calibration = calibrate(fused, rules, profile, reference, f"{subject.modality.name}/{schedule.budget}")
     ordered, evidence = _evidence(subject, prepared, examined, fused, root)
     told = examples(subject, ordered, prepared.held, root)
@@ -322,7 +323,6 @@ def _positive_control(subject: Subject, prepared: Prepared, schedule: Schedule, 
                       alpha: float, reference: Reference, rules: frozenset[str], root: Context) -> tuple[Power, ...]:
     """Plant, scan again with the same methods, count. Only plants that took are handed in."""
     assert prepared.fit is not None
-    null = reference.scores(rules)
     found: dict[str, list[bool]] = {}
     for k in range(count):
         root.progress("positive control", k / count, f"planting {k + 1} of {count}")
@@ -333,9 +333,9 @@ def _positive_control(subject: Subject, prepared: Prepared, schedule: Schedule, 
             again = run(schedule, case, quiet)
             root.spent += quiet.spent
             fused, _ = _fused(again, traits(subject), subject.classes, reference, _group(subject, prepared))
-            above = 1 + sum(1 for r in null if r >= fused.score)
+            p = reference.null(fused.score, rules, wiring(subject)).p
             named = len(plant.goal.targets) > 1 or plant.goal.targets[0] in fused.target_classes[:1]
-            found.setdefault(plant.kind, []).append(above / (len(null) + 1) <= alpha and named)
+            found.setdefault(plant.kind, []).append(p <= alpha and named)
     return tuple(Power(kind, sum(hits), len(hits), *binomial_interval(sum(hits), len(hits)),
                        "positive control (fine-tuned plants, easier than trained-in ones)", True)
                  for kind, hits in sorted(found.items()))

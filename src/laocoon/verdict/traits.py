@@ -10,6 +10,7 @@ import re
 
 from laocoon.core.card import Capability
 from laocoon.core.subject import Subject
+from laocoon.recipes.wiring import branching
 from laocoon.verdict.fuse import KNOWN
 
 NORMALISES = re.compile("(batch|layer|group|instance|rms)_?norm", re.IGNORECASE)  # in the name of a layer's class
@@ -29,3 +30,14 @@ def traits(subject: Subject) -> dict[str, list[float | None]]:
     if not normalised and subject.provenance.format.lower().startswith(FOLDING):
         return {}
     return {KNOWN + "normalised": [float(normalised)]}
+
+
+def wiring(subject: Subject) -> str:
+    """"plain" for a chain of layers, "branching" for one with skips, branches, attention or depthwise layers.
+
+    "" where it cannot be known, or for anything but images, whose references are not told apart by it.
+    """
+    if subject.modality.name != "image" or Capability.GRADIENT not in subject.capabilities:
+        return ""
+    found = branching(subject.module, subject.input_shape)
+    return "" if found is None else "branching" if found else "plain"
