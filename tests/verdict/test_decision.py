@@ -244,13 +244,13 @@ def wired(plain: int, branching: int, other: int = 0) -> Reference:
     return replace(GOOD, clean=rows, planted=(), scales={"a.b": Scale(0.0, 100.0)})
 
 
-def test_references_that_are_wired_alike_speak_alone():
+def test_networks_with_branches_are_held_against_their_like():
     made, rules = wired(50, 60, 5), frozenset({"a.b"})
-    assert made.null(0.4, rules, "plain").p == pytest.approx((1 + 10) / 51)
-    assert made.null(0.4, rules, "branching").p == 1.0 and made.null(1.7, rules, "branching").wiring == "branching"
-    unknown = made.null(0.4, rules, "")
-    assert unknown.p == 1.0, "the kind that makes the largest p"
-    assert made.null(1.7, rules, "elsewhere").references == made.scores(rules)
+    assert made.null(1.5, rules, "plain").p == pytest.approx((1 + 10 + 5) / 116), "against all"
+    own = made.null(1.5, rules, "branching")
+    assert own.p == pytest.approx((1 + 10) / 61) and own.wiring == "branching"
+    assert made.null(1.5, rules, "").p == own.p, "the larger p where nothing is known"
+    assert made.null(20.0, rules, "").wiring == "branching" and made.null(-1.0, rules, "").p == 1.0
 
 
 @pytest.mark.parametrize("kind", ["plain", "branching", ""])
@@ -263,7 +263,7 @@ def test_few_that_are_wired_alike_do_not_speak_alone(kind: str):
 def test_the_profile_says_so():
     made, rules = wired(50, 60), frozenset({"a.b"})
     fused = Fused(0.4, (0.4, 0.0, 0.0), (0,), ())
-    for wiring, count, said in (("plain", 50, "image/default, plain networks"), ("x", 110, "image/default")):
+    for wiring, count, said in (("branching", 60, "image/default, branching networks"), ("plain", 110, "image/default")):
         profile = Profile("image", 10, 20.0, 0.9, wiring)
         p, calibration = calibrate(fused, rules, profile, replace(made, clean=tuple(
             replace(row, classes=10) for row in made.clean)), "image/default")

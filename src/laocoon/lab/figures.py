@@ -128,7 +128,7 @@ def markdown(folder: Path, split: Split, deep: bool, *, subsets: str = "") -> st
                f"{subsets}`, seed 0.\n")
     held = sorted({len(_null(reference, j.row).references) for j in judged})
     note = (f"Tier `desk`, {SAMPLES_PER_CLASS} clean samples a class, {' or '.join(map(str, held))} clean references "
-            f"that the same rules were measured on and that are wired like the model (file {reference.digest}). "
+            f"that the same rules were measured on, the fewer for networks with branches (file {reference.digest}). "
             "Clean references and this split share no model; training subsets overlap. No attack is fitted: the "
             "scales and the null come from clean models only, so that every kind's row is that of a kind left out. "
             "'Architecture left out': scales and null refitted without models of the subject's architecture. "

@@ -11,6 +11,7 @@ import re
 from laocoon.core.card import Capability
 from laocoon.core.subject import Subject
 from laocoon.recipes.wiring import branching
+from laocoon.verdict.calibrate import BRANCHING, PLAIN
 from laocoon.verdict.fuse import KNOWN
 
 NORMALISES = re.compile("(batch|layer|group|instance|rms)_?norm", re.IGNORECASE)  # in the name of a layer's class
@@ -40,4 +41,4 @@ def wiring(subject: Subject) -> str:
     if subject.modality.name != "image" or Capability.GRADIENT not in subject.capabilities:
         return ""
     found = branching(subject.module, subject.input_shape)
-    return "" if found is None else "branching" if found else "plain"
+    return "" if found is None else BRANCHING if found else PLAIN
