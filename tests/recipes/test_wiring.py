@@ -58,6 +58,9 @@ class Wired(nn.Module):
         away = x - x.mean((1, 2, 3), keepdim=True)
         return away / (away.square().mean((1, 2, 3), keepdim=True) + 1e-5).sqrt() + self.second.bias[0]
 
+    def squeezed(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.second(x.mean((2, 3), keepdim=True)))
+
     def channels(self, x: Tensor) -> Tensor:
         return self.second(torch.relu(x))
 
@@ -79,7 +82,7 @@ def made(module: nn.Module) -> nn.Module:
 
 
 PLAIN = {**{way: Wired(way) for way in ("chain", "written_out", "channels")}, "brought": Brought()}
-BRANCHING = {way: Wired(way) for way in ("skip", "dense", "sides", "depthwise", "attention", "products")}
+BRANCHING = {way: Wired(way) for way in ("skip", "squeezed", "dense", "sides", "depthwise", "attention", "products")}
 
 
 @pytest.mark.parametrize("name", [*PLAIN, *BRANCHING])

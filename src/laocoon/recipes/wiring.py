@@ -15,7 +15,7 @@ from torch.autograd.function import BackwardCFunction
 # Operators that autograd calls by these names, without the digit behind them.
 LEARNED = ("ConvolutionBackward", "MkldnnConvolutionBackward", "AddmmBackward", "MmBackward", "LinearBackward")
 PRODUCTS = ("BmmBackward", "MmBackward", "BaddbmmBackward")
-SUMS, SIDES = ("AddBackward",), ("CatBackward", "StackBackward")
+MIXES, SIDES = ("AddBackward", "SubBackward", "MulBackward"), ("CatBackward", "StackBackward")
 FAILS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError, AttributeError)
 OPAQUE = ("DifferentiableGraph", "CompiledFunction", "Checkpoint")  # what happens inside is not written down
 
@@ -53,7 +53,7 @@ def branching(module: nn.Module, shape: tuple[int, ...]) -> bool | None:
             continue
         deepest = max(before.values())
         attends = (name in PRODUCTS and len(before) > 1) or "Attention" in name
-        joins = (name in SUMS + SIDES and len(set(before.values())) > 1) or (
+        joins = (name in MIXES + SIDES and len(set(before.values())) > 1) or (
             name in SIDES and len(before) > 1 and deepest > 0)
         found = found or attends or joins or getattr(node, "_saved_groups", 1) > 1
         depths[node] = deepest + (name in LEARNED or attends)
