@@ -112,6 +112,20 @@ def test_logits_are_recovered(tmp_path, finish, logits):
     assert torch.allclose(subject.outputs(x).logits, logits(network.eval()(x)), atol=1e-4)
 
 
+@pytest.mark.parametrize(("finish", "wanted"), [
+    (torch.relu, lambda z: z.relu()), (lambda z: torch.relu(z)[:, :, None, None].mean((2, 3)), lambda z: z.relu()),
+    (lambda z: 0.5 * (torch.tanh(z / 2) + 1), lambda z: z), (lambda z: 1 / (1 + torch.exp(-z)), lambda z: z),
+], ids=["relu", "averaged", "sigmoid of tanh", "sigmoid spelled out"])
+def test_small_numbers_are_probabilities_only_where_something_makes_them_so(tmp_path, finish, wanted):
+    """Nothing bounds a ReLU: that untrained or shy networks answer with less than one is no sigmoid."""
+    network = Small(finish=finish)
+    subject = load_model(export(network, tmp_path / "m.onnx"))
+    x = torch.rand(3, 3, 8, 8)
+    assert 0 <= network.eval()(x).min() and network(x).max() < 1
+    network.finish = None
+    assert torch.allclose(subject.outputs(x).logits, wanted(network(x)), atol=1e-3)
+
+
 @pytest.mark.parametrize("finish", [None, torch.sigmoid], ids=["one logit", "one probability"])
 def test_binary(tmp_path, finish):
     network = Small(classes=1, finish=finish)

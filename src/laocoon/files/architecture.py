@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from laocoon.core.errors import InputError, MissingExtra
@@ -22,6 +23,7 @@ from laocoon.modalities.raw import ModelOptions, RawModel
 _FACTORY = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
 HELP = ("Give it: a timm name (timm:resnet18), a torchvision name (torchvision:resnet18) or a factory of yours "
         "(package.module:function).")
+PUBLISHED = 1000  # classes of the weights that libraries publish
 
 
 def open_weights(path: Path, kind: str, architecture: str | None, options: ModelOptions) -> RawModel:
@@ -156,10 +158,28 @@ def _torchvision(state: Mapping[str, Tensor], name: str, where: str, kind: str) 
                            "pip install 'laocoon[timm]'") from error
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise InputError(f"torchvision has no classifier {printable(name)!r}.", HELP)
-    classes = _rows(state, ("fc", "classifier", "head", "heads.head")) or 1000
-    module = _build(lambda: torchvision.models.get_model(name, weights=None, num_classes=classes), name)
-    return RawModel(_loaded(module, state, where), kind, None, ("logits",), (True,), ("",),
-                    metadata={"architecture": f"torchvision:{name}"})
+
+    def make(classes: int) -> nn.Module:
+        return _build(lambda: torchvision.models.get_model(name, weights=None, num_classes=classes), name)
+
+    # The head is what has another shape where there are more classes; each family calls it differently.
+    try:
+        with torch.device("meta"):
+            few, more = (make(n).state_dict() for n in (2, 3))
+    except InputError:  # some look at numbers of their own while they are built
+        few, more = (make(n).state_dict() for n in (2, 3))
+    heads = [k for k in few if few[k].shape != more[k].shape]
+    rows = [v.shape[0] for k, v in state.items() if v.dim() and any(f".{k}".endswith(f".{h}") for h in heads)]
+    classes = int(rows[-1]) if rows else PUBLISHED
+    defaults, notes = ModelOptions(image_channels=3), tuple[str, ...]()
+    if classes == PUBLISHED:  # other classes were learnt from other pictures, of any size
+        usual = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+        side = int(usual.crop_size[0])
+        defaults = replace(defaults, size=(side, side), mean=tuple(usual.mean), std=tuple(usual.std), input_range="0-1")
+        notes = (f"assumed: images of {(side, side)}, brought to the mean and spread that torchvision gives for this "
+                 "architecture",)
+    return RawModel(_loaded(make(classes), state, where), kind, None, ("logits",), (True,), ("",), defaults=defaults,
+                    notes=notes, metadata={"architecture": f"torchvision:{name}"})
 
 
 # ---------------------------------------------------------------- a user's factory

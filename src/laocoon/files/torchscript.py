@@ -13,7 +13,7 @@ from laocoon.files.wording import printable
 
 LARGEST_CODE = 64 * 2**20
 _FILES = re.compile(r"\b(?:torch|ops\.aten|aten)[.:]+(from_file|save|load|_open_\w+|set_num_threads_\w+)\b")
-_SPACES = re.compile(r"\bops\.(\w+)\.(\w+)")
+_SPACES = re.compile(r"(?<![\w.])ops\.(\w+)\.(\w+)")  # not a class of the module torchvision.ops.misc
 _KNOWN_SPACES = frozenset({"aten", "prim", "prims", "quantized", "torchvision", "mkldnn_prepacked", "prepacked"})
 _REMOTE = re.compile(r"\b(rpc_async|rpc_sync|rpc_remote|dist_rpc|c10d|torch\.classes\.dist_\w+)\b")
 

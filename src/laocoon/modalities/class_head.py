@@ -14,6 +14,12 @@ from laocoon.core.errors import BrokenFile, InputError
 from laocoon.files.wording import printable
 
 ACTIVATIONS = ("logits", "softmax", "sigmoid")
+# What autograd calls operators, without the digit behind: layers and a ReLU, and what is looked through to find them.
+UNBOUNDED = tuple(f"{n}Backward" for n in (
+    "Addmm", "Mm", "Bmm", "Linear", "Convolution", "MkldnnConvolution", "Relu", "LeakyRelu"))
+THROUGH = tuple(f"{n}Backward" for n in (
+    "View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Mean", "AvgPool2D", "AdaptiveAvgPool2D", "Alias",
+    "Clone", "ToCopy", "Select", "Slice", "T", "Transpose", "Permute", "Add"))
 _SMALLEST = 1e-30  # probabilities are kept above this, so that their logarithm is finite
 _LIKELY = re.compile(r"logit|prob|score|class|output|pred|dense|fc|head", re.IGNORECASE)
 
@@ -86,6 +92,23 @@ def detect_activation(value: Tensor) -> str:
     if flat.shape[1] > 1 and bool(((flat.sum(1) - 1).abs() < 1e-3).all()):
         return "softmax"
     return "sigmoid" if float(flat.max()) > 0 else "logits"
+
+
+def ends_unbounded(output: Tensor) -> bool:
+    """Is the last that is done to these scores a layer or a ReLU, whose values are bounded by nothing?
+
+    False also where that cannot be seen. Averages, additions of constants and changes of shape are looked through.
+    """
+    node = output.grad_fn
+    while node is not None:
+        name = type(node).__name__.rstrip("0123456789")
+        if name in UNBOUNDED:
+            return True
+        before = [n for n, _ in node.next_functions if n is not None]
+        if name not in THROUGH or len(before) != 1:
+            return False
+        node = before[0]
+    return False
 
 
 class Head(nn.Module):

@@ -106,7 +106,7 @@ def adapt(raw: RawModel, options: ModelOptions, provenance: Provenance) -> Subje
         width = width_of(chosen.value, scores=known or bool(raw.class_names))
         return as_subject(raw, module, ImageEncoder(), width, _probe(geometry, 1), whole=whole, names=(), notes=notes,
                           provenance=provenance)
-    told = scored(raw, answers, merged, notes)
+    told = scored(raw, answers, merged, notes, lambda: _run(ImageAdapter(core, geometry, merged), 1, graph=True))
     module = ImageAdapter(core, geometry, merged, told.output, told.head)
     names = raw.class_names if len(raw.class_names) == told.classes else ()
     subject = as_subject(raw, module, Image(), told.classes, _probe(geometry, 1), whole=whole, names=names,
@@ -209,9 +209,9 @@ def _probe(geometry: Geometry, count: int) -> Tensor:
     return x
 
 
-def _run(adapter: ImageAdapter, count: int) -> dict[str, Tensor]:
-    with torch.no_grad(), Bounded():
-        return outputs_by_name(adapter.core(adapter.prepare(_probe(adapter.geometry, count))))
+def _run(adapter: ImageAdapter, count: int, *, graph: bool = False) -> dict[str, Tensor]:
+    with torch.set_grad_enabled(graph), Bounded():
+        return outputs_by_name(adapter.core(adapter.prepare(_probe(adapter.geometry, count).requires_grad_(graph))))
 
 
 def _first_pass(raw: RawModel, geometry: Geometry, options: ModelOptions,

@@ -6,8 +6,9 @@ out to allow.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -18,7 +19,14 @@ from laocoon.core.card import Capability
 from laocoon.core.errors import BrokenFile, InputError
 from laocoon.core.subject import Modality, Provenance, Subject
 from laocoon.files.wording import printable
-from laocoon.modalities.class_head import ACTIVATIONS, Head, choose_output, detect_activation, outputs_by_name
+from laocoon.modalities.class_head import (
+    ACTIVATIONS,
+    Head,
+    choose_output,
+    detect_activation,
+    ends_unbounded,
+    outputs_by_name,
+)
 
 RANGES = {"0-1": (1.0, 0.0), "0-255": (255.0, 0.0), "-1-1": (2.0, -1.0)}  # canonical x becomes a·x + b
 MODALITIES = ("image", "text", "tabular")
@@ -120,12 +128,19 @@ class Scored:
     head: Head | None
 
 
-def scored(raw: RawModel, answers: Mapping[str, Tensor], options: ModelOptions, notes: list[str]) -> Scored:
-    """From the outputs on a few inputs; what was assumed is added to the notes."""
+def scored(raw: RawModel, answers: Mapping[str, Tensor], options: ModelOptions, notes: list[str],
+           again: Callable[[], Mapping[str, Tensor]]) -> Scored:
+    """From the outputs on a few inputs; what was assumed is added to the notes.
+
+    again: the outputs on one input, with the graph that autograd leaves behind.
+    """
     chosen = choose_output(answers, raw.output_names, raw.cut, options.output, options.classes)
     known = chosen.index < len(raw.known_logits) and raw.known_logits[chosen.index]
     cut = raw.cut[chosen.index] if chosen.index < len(raw.cut) else ""
     activation = "logits" if known else options.activation or detect_activation(chosen.value)
+    if activation == "sigmoid" and options.activation is None:
+        with contextlib.suppress(*FAILURES):  # what cannot be differentiated is judged by its numbers
+            activation = "logits" if ends_unbounded(again()[chosen.name]) else activation
     scores = chosen.value.flatten(1) if chosen.value.dim() > 1 else chosen.value.unsqueeze(1)
     classes = max(scores.shape[1], 2)
     if options.classes is not None and options.classes != classes:

@@ -57,7 +57,7 @@ def adapt(raw: RawModel, options: ModelOptions, provenance: Provenance, table: T
     check_numbers(raw.module)
     notes = [*raw.notes]
     core, whole, answers = _first_pass(raw, width, notes)
-    told = scored(raw, answers, options, notes)
+    told = scored(raw, answers, options, notes, lambda: _answers(core, _probe(width, 1), graph=True))
     return as_subject(raw, TableAdapter(core, told.output, told.head), table or Tabular.unknown(numbered(width)),
                       told.classes, _probe(width, 1), whole=whole, notes=notes, provenance=provenance,
                       names=raw.class_names if len(raw.class_names) == told.classes else ())
@@ -88,9 +88,9 @@ def _probe(width: int, count: int, spread: float = 1.0) -> Tensor:
     return torch.randn(count, width, generator=rng) * torch.logspace(0, 3, count).unsqueeze(1)
 
 
-def _answers(core: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    with torch.no_grad(), Bounded():
-        return outputs_by_name(core(x))
+def _answers(core: nn.Module, x: Tensor, *, graph: bool = False) -> dict[str, Tensor]:
+    with torch.set_grad_enabled(graph), Bounded():
+        return outputs_by_name(core(x.requires_grad_(graph)))
 
 
 def _first_pass(raw: RawModel, width: int, notes: list[str]) -> tuple[nn.Module, bool, dict[str, Tensor]]:

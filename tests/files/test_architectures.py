@@ -1,0 +1,67 @@
+"""Weights beside the name of a library's network, and that network as TorchScript: as the library answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from laocoon import load_model
+from laocoon.core.errors import InputError
+from laocoon.modalities.raw import ModelOptions
+
+torchvision = pytest.importorskip("torchvision")
+SIZE = ModelOptions(size=(32, 32), mean=(0.0,), std=(1.0,), input_range="0-1")
+
+
+def network(name: str, classes: int) -> nn.Module:
+    torch.manual_seed(0)
+    module: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
+    return module.eval()
+
+
+def weights(module: nn.Module, folder: Path) -> Path:
+    save_file({k: v.contiguous() for k, v in module.state_dict().items()}, folder / "m.safetensors")
+    return folder / "m.safetensors"
+
+
+def batch() -> Tensor:
+    return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5", "resnet18"])
+def test_heads_have_as_many_classes_as_the_weights(name: str, tmp_path: Path) -> None:
+    """Each family calls its head differently, and squeeze-and-excitation has matrices called fc, too."""
+    module = network(name, 7)
+    subject = load_model(weights(module, tmp_path), architecture=f"torchvision:{name}", options=SIZE)
+    assert subject.classes == 7
+    with torch.no_grad():
+        assert torch.allclose(subject.outputs(batch()).logits, module(batch()), atol=1e-5)
+
+
+def test_a_thousand_classes_are_taken_for_published_ones(tmp_path: Path) -> None:
+    module = network("squeezenet1_1", 1000)
+    subject = load_model(weights(module, tmp_path), architecture="torchvision:squeezenet1_1")
+    assert subject.input_shape == (3, 224, 224)
+    x = torch.rand(1, 3, 224, 224)
+    mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        assert torch.allclose(subject.outputs(x).logits, module((x - mean) / std), atol=1e-4)
+
+
+def test_the_size_of_other_classes_pictures_has_to_be_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="any size"):
+        load_model(weights(network("squeezenet1_1", 7), tmp_path), architecture="torchvision:squeezenet1_1")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_script_that_names_the_library_s_classes_is_no_foreign_code(tmp_path: Path) -> None:
+    """`__torch__.torchvision.ops.misc.Conv2dNormActivation` is a class; `ops.misc.something(…)` would be a call."""
+    module = network("mobilenet_v3_small", 7)
+    torch.jit.trace(module, batch()).save(str(tmp_path / "m.pt"))
+    subject = load_model(tmp_path / "m.pt", options=SIZE)
+    with torch.no_grad():
+        assert torch.allclose(subject.outputs(batch()).logits, module(batch()), atol=1e-4)
