@@ -57,6 +57,15 @@ def test_the_size_of_other_classes_pictures_has_to_be_said(tmp_path: Path) -> No
         load_model(weights(network("squeezenet1_1", 7), tmp_path), architecture="torchvision:squeezenet1_1")
 
 
+def test_layers_that_ask_for_a_version_of_their_weights_get_theirs(tmp_path: Path) -> None:
+    module = network("mnasnet0_5", 7)
+    subject = load_model(weights(module, tmp_path), architecture="torchvision:mnasnet0_5",
+                         options=ModelOptions(size=(64, 64), mean=(0.0,), std=(1.0,), input_range="0-1"))
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(subject.outputs(x).logits, module(x), atol=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_script_that_names_the_library_s_classes_is_no_foreign_code(tmp_path: Path) -> None:
     """`__torch__.torchvision.ops.misc.Conv2dNormActivation` is a class; `ops.misc.something(…)` would be a call."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +54,14 @@ def _build(make: Callable[[], Any], name: str) -> nn.Module:
 
 
 def _loaded(module: nn.Module, state: Mapping[str, Tensor], where: str) -> nn.Module:
-    module.load_state_dict(state_dict.fitted(state, module.state_dict(), where), strict=False)
+    own = module.state_dict()
+    fitting = OrderedDict(state_dict.fitted(state, own, where))
+    # Files keep no versions of layers; some refuse to load without one. The names and shapes are those of today.
+    fitting._metadata = own._metadata  # type: ignore[attr-defined]
+    try:
+        module.load_state_dict(fitting, strict=False)
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{where} cannot be loaded into the architecture ({first_line(error)}).", HELP) from error
     return module.eval()
 
 
