@@ -112,8 +112,12 @@ def fits(name: str, form: str) -> bool:
 
 # ---------------------------------------------------------------- judging
 def judge(name: str, module: nn.Module, x: Tensor, form: str) -> Row:
-    batch = torch.rand(BATCH, *x.shape[1:], generator=torch.Generator().manual_seed(1))
+    rng = torch.Generator().manual_seed(1)
+    batch = torch.rand(BATCH, *x.shape[1:], generator=rng)
     with torch.no_grad():
+        for weight in module.parameters():
+            if not weight.any():  # heads that begin at zero answer the same to everything
+                weight.normal_(0, 0.1, generator=rng)
         wanted = module(batch)
     wanted = wanted[0] if isinstance(wanted, tuple) else wanted
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():

@@ -74,3 +74,30 @@ def test_a_script_that_names_the_library_s_classes_is_no_foreign_code(tmp_path: 
     subject = load_model(tmp_path / "m.pt", options=SIZE)
     with torch.no_grad():
         assert torch.allclose(subject.outputs(batch()).logits, module(batch()), atol=1e-4)
+
+
+class Attending(nn.Module):
+    """A small transformer of PyTorch's own layers."""
+
+    def __init__(self, *, first: bool) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 8, 8)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=first, activation="gelu")
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.first, self.head = first, nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2)
+        x = self.layers(x.permute(0, 2, 1) if self.first else x.permute(2, 0, 1))
+        return self.head(x.mean(1 if self.first else 0))  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("first", [True, False])
+def test_attention_in_a_script(first: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Attending(first=first).eval()
+    torch.jit.trace(module, batch(), check_trace=False).save(str(tmp_path / "m.pt"))
+    subject = load_model(tmp_path / "m.pt", options=SIZE)
+    with torch.no_grad():
+        assert torch.allclose(subject.outputs(batch()).logits, module(batch()), atol=1e-4)
