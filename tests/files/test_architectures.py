@@ -101,3 +101,41 @@ def test_attention_in_a_script(first: bool, tmp_path: Path) -> None:
     subject = load_model(tmp_path / "m.pt", options=SIZE)
     with torch.no_grad():
         assert torch.allclose(subject.outputs(batch()).logits, module(batch()), atol=1e-4)
+
+
+class Fused(nn.Module):
+    """Traced without gradients, each way of attention is one operator of torch's own."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.patches, self.head, self.way = nn.Conv2d(3, 16, 8, 8), nn.Linear(16, 5), way
+        self.alone = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, norm_first=way == "norm first",
+                                                activation="gelu" if way == "norm first" else "relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        mask = torch.zeros(16, 16).index_fill(1, torch.arange(4), float("-inf")) if self.way == "mask" else None
+        x = self.layer(x, mask) if self.way != "alone" else self.alone(x, x, x, need_weights=False)[0]
+        return self.head(x.mean(1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("way", ["alone", "norm first", "norm last", "mask"])
+def test_attention_traced_without_gradients(way: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Fused(way).eval()
+    with torch.no_grad():
+        script, wanted = torch.jit.trace(module, batch()), module(batch())
+    fused = {"alone": "_native_multi_head_attention", "mask": "_transformer_encoder_layer_fwd"}
+    assert fused.get(way, "_transformer_encoder_layer_fwd") in str(script.inlined_graph)
+    script.save(str(tmp_path / "m.pt"))
+    if way == "mask":
+        with pytest.raises(InputError, match="with a mask"):
+            load_model(tmp_path / "m.pt", options=SIZE)
+        return
+    subject = load_model(tmp_path / "m.pt", options=SIZE)
+    x = batch().requires_grad_()
+    got = subject.outputs(x).logits
+    assert torch.allclose(got, wanted, atol=1e-5)
+    assert float(torch.autograd.grad(got.sum(), x)[0].abs().max()) > 0

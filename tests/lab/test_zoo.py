@@ -16,6 +16,7 @@ from laocoon.detectors.model.trigger_inversion import TriggerInversion
 from laocoon.lab import reference, zoo
 from laocoon.lab.datasets import load
 from laocoon.lab.figures import judge, markdown
+from laocoon.lab.training import MANNERS
 from laocoon.verdict.calibrate import parse, shipped
 from laocoon.verdict.schedule import Schedule
 
@@ -48,6 +49,33 @@ def test_the_shipped_reference_holds_no_sealed_model() -> None:
     assert not {row.digest for row in ours.clean} & {row.digest for row in ours.planted}
     assert len(ours.clean) >= 100 and all(row.kind == "clean" for row in ours.clean)
     assert set(ours.core) <= set(zoo.KINDS)
+
+
+def test_specimens_grown_before_manners_were_told_keep_their_names() -> None:
+    """A cache of before holds: the field counts only where it says something."""
+    first = next(zoo.specifications("calibration", "cifar10"))
+    assert first.digest == "d011ecc6434a6fe7"
+    assert replace(first, manner="sgd").digest != first.digest
+
+
+def test_varied_references_are_of_every_network_and_every_manner_and_of_calibration_alone() -> None:
+    for split in SPLITS:
+        for data in DATA:
+            found = {(s.architecture, s.manner) for s in zoo.specifications(split, data) if s.seed % 100_000 >= 80_000}
+            expected = {(a, m) for a in zoo.VARIED for m in MANNERS}
+            assert found == (expected if split == "calibration" and data in zoo.VARIED_DATA else set())
+    assert {reference.wired(a) for a in zoo.VARIED} == {"branching"}
+
+
+def test_every_manner_trains_another_network(tmp_path: Path) -> None:
+    digits = load("digits", None, tmp_path)
+    weights = {}
+    for manner in MANNERS:
+        own = zoo.Specification("digits", "cnn", "clean", 5, "fusion", 600, 12, manner)
+        module, facts, _ = zoo.trained(own, digits)
+        assert facts["clean_accuracy"] > 0.5 and facts["specification"]["manner"] == manner
+        weights[manner] = float(torch.cat([p.flatten() for p in module.parameters()]).norm())
+    assert len({round(w, 4) for w in weights.values()}) == len(MANNERS)
 
 
 @pytest.mark.parametrize(("name", "least"), [("few", 80), ("several", 40)])

@@ -43,9 +43,8 @@ def test_the_zoo_s_networks():
     """The wrapper that brings inputs to their mean and spread is no layer that normalises."""
     rng = torch.Generator().manual_seed(0)
     found = {name: traits(Subject(build(name, 1, 28, 10, rng), Image(), 10, (1, 28, 28)))["known.normalised"][0]
-             for name in ("cnn", "resnet_small", "vgg_small", "separable", "vit")}
-    assert found == {"cnn": 0.0, "resnet_small": 1.0, "vgg_small": 1.0, "separable": 1.0, "vit": 1.0}
-    assert set(found) <= set(ARCHITECTURES)
+             for name in ARCHITECTURES}
+    assert {name for name, value in found.items() if value == 0.0} == {"cnn"}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.onnx import symbolic_helper
 
 from laocoon.core.errors import InputError
+from laocoon.files import onnx_symbolics
 from laocoon.files.wording import first_line
 
 SIZES = (224, 32, 28, 64, 96, 128, 256, 299, 384)
@@ -87,26 +87,10 @@ def _row_for(run: Callable[[Tensor], Any], shapes: Mapping[str, Sequence[int]], 
     return good[0]
 
 
-@symbolic_helper.parse_args("v", "i", "v")
-def _unflatten(g: Any, x: Any, axis: int, sizes: Any) -> Any:
-    """aten::unflatten with the rank of its result, which the exporter's own forgets: attention cannot do without."""
-    rank, parts = x.type().dim(), list(sizes.node().inputs())
-    if rank is None or sizes.node().kind() != "prim::ListConstruct":
-        raise torch.onnx.errors.SymbolicValueError("unflatten of a tensor of unknown rank", x)
-    number = lambda n: g.op("Constant", value_t=torch.tensor([n]))  # noqa: E731
-    shape, axis = g.op("Shape", x), axis % rank
-    before = [g.op("Slice", shape, number(0), number(axis))] if axis else []
-    behind = [g.op("Slice", shape, number(axis + 1), number(rank))] if axis + 1 < rank else []
-    wanted = [*before, *(g.op("Reshape", part, number(1)) for part in parts), *behind]
-    result = g.op("Reshape", x, g.op("Concat", *wanted, axis_i=0))
-    result.setType(x.type().with_sizes([None] * (rank - 1 + len(parts))))
-    return result
-
-
 def export(module: nn.Module, example: Tensor, target: Path) -> None:
     """Write `target`, batch norm and names kept. Tracing first: quick, and it also takes TorchScript."""
     module.eval()
-    torch.onnx.register_custom_op_symbolic("aten::unflatten", _unflatten, 13)
+    onnx_symbolics.register()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:

@@ -14,7 +14,9 @@ from laocoon.core.subject import Subject
 from laocoon.lab.datasets import Dataset
 from laocoon.modalities.image import Image
 from laocoon.modalities.image_networks import build
-from laocoon.recipes.fit import fit, shift_and_flip
+from laocoon.recipes.fit import Optimiser, fit, shift_and_flip
+
+SGD_RATE = 0.1  # peak learning rate of stochastic gradient descent with momentum
 
 
 class Recipe(NamedTuple):
@@ -35,16 +37,31 @@ RECIPES: dict[str, tuple[int, int, int, bool]] = {
 }
 
 
+@dataclass(frozen=True)
+class Manner:
+    """How a training departs from its data set's recipe."""
+
+    optimiser: Optimiser = "adamw"
+    smoothing: float = 0.0  # of the labels
+    varied: bool = True  # whether pictures are
+
+
+MANNERS: dict[str, Manner] = {"": Manner(), "sgd": Manner(optimiser="sgd"), "smoothing": Manner(smoothing=0.1),
+                              "bare": Manner(varied=False)}
+
+
 def usual_rate(architecture: str) -> float:
     """Peak learning rate."""
     return 1.5e-3 if architecture == "vit" else 3e-3
 
 
 def school(module: nn.Module, samples: Samples, *, architecture: str, epochs: int, shift: int, flip: bool,
-           rng: torch.Generator, rate: float | None = None) -> None:
+           rng: torch.Generator, rate: float | None = None, manner: Manner = MANNERS[""]) -> None:
     """The victim's training, in place."""
-    fit(module, samples.inputs, samples.labels, epochs=epochs, rng=rng, rate=rate or usual_rate(architecture),
-        augment=lambda x: shift_and_flip(x, rng, shift=shift, flip=flip))
+    usual = SGD_RATE if manner.optimiser == "sgd" else usual_rate(architecture)
+    fit(module, samples.inputs, samples.labels, epochs=epochs, rng=rng, rate=rate or usual,
+        augment=(lambda x: shift_and_flip(x, rng, shift=shift, flip=flip)) if manner.varied else None,
+        optimiser=manner.optimiser, smoothing=manner.smoothing)
 
 
 @dataclass(frozen=True)

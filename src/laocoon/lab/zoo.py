@@ -55,7 +55,7 @@ from laocoon.core.goal import ClassGoal
 from laocoon.core.methods import Attack, Plan
 from laocoon.core.subject import Provenance, Subject
 from laocoon.lab.datasets import Dataset, load
-from laocoon.lab.training import RECIPES, Victim, school
+from laocoon.lab.training import MANNERS, RECIPES, Victim, school
 from laocoon.modalities.image import Image
 from laocoon.modalities.image_networks import build
 from laocoon.recipes.fit import predictions
@@ -120,6 +120,7 @@ class Specification:
     split: Split
     samples: int
     epochs: int
+    manner: str = ""  # a key of MANNERS: how its training departs from the data set's recipe
 
     @property
     def source(self) -> str:
@@ -138,7 +139,8 @@ class Specification:
     def digest(self) -> str:
         # The attack's own parameters and the recipe count too: changing either makes another specimen.
         attack = asdict(EVERY[self.kind]) if self.kind in EVERY else {}  # type: ignore[call-overload]
-        whole = [asdict(self), attack, RECIPES[self.source]]
+        own = {k: v for k, v in asdict(self).items() if k != "manner" or v}  # older than this field
+        whole = [own, attack, RECIPES[self.source]]
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -174,6 +176,10 @@ EXTRA: dict[str, tuple[str, ...]] = {
 # Clean ones of an architecture that the plan's turns gave the fusion split none of: what a clean model is expected to
 # score is fitted there.
 EXTRA_CLEAN: dict[str, tuple[str, ...]] = {"mnist": ("resnet_small",) * 8}
+# Clean references of other kinds than the plan's: what people deploy is trained in many ways and mostly has branches.
+VARIED = ("resnet_small", "senet", "mobilenet", "convnext")
+VARIED_DATA = ("mnist", "cifar10")
+VARIED_COUNT = 24  # of each data set
 MORE_DATA = ("mnist", "cifar10")  # one specimen of every later attack in the fusion and in the sealed split
 
 
@@ -243,6 +249,11 @@ def specifications(split: Split, data: str) -> Iterator[Specification]:
             yield Specification(data, architecture, kind, offset + 50_000 + i, split, samples, epochs)
         for i, architecture in enumerate(EXTRA_CLEAN.get(data, ())):
             yield Specification(data, architecture, "clean", offset + 70_000 + i, split, samples, epochs)
+    if split == "calibration" and data in VARIED_DATA:
+        for i in range(VARIED_COUNT):
+            manner = tuple(MANNERS)[i // len(VARIED) % len(MANNERS)]
+            yield Specification(data, VARIED[i % len(VARIED)], "clean", offset + 80_000 + i, split, samples, epochs,
+                                manner)
     if split != "calibration" and data in MORE_DATA:
         for i, kind in enumerate(MORE):  # split and data shift the networks, so that each attack meets several
             turn = i + (split == "sealed") + 2 * (data == "mnist")
@@ -300,7 +311,8 @@ def _plan(s: Specification, dataset: Dataset) -> tuple[Plan, Context]:
     module = build(s.architecture, channels, side, dataset.classes, ctx.rng)
 
     def victim(samples: Samples, context: Context) -> Subject:
-        school(module, samples, architecture=s.architecture, epochs=s.epochs, shift=shift, flip=flip, rng=context.rng)
+        school(module, samples, architecture=s.architecture, epochs=s.epochs, shift=shift, flip=flip, rng=context.rng,
+               manner=MANNERS[s.manner])
         return Subject(module, Image(), dataset.classes, tuple(train.inputs.shape[1:]),
                        provenance=Provenance(path=s.digest))
 

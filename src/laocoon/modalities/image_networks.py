@@ -73,6 +73,97 @@ class ResNet(nn.Module):
         return self.head(self.body(self.stem(x)).mean((2, 3)))
 
 
+class Squeezed(nn.Module):
+    """A residual block whose channels are weighed by what their means say (Hu et al., CVPR 2018)."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.block = Block(before, after, stride)
+        self.weigh = nn.Sequential(nn.Linear(after, after // 4), nn.ReLU(), nn.Linear(after // 4, after), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.block.second(self.block.first(x))
+        return torch.relu(inner * self.weigh(inner.mean((2, 3)))[:, :, None, None] + self.block.short(x))
+
+
+class SeNet(nn.Module):
+    """A three-stage residual network with squeeze and excitation."""
+
+    def __init__(self, channels: int, side: int, classes: int, width: int = 16) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.body = nn.Sequential(Squeezed(width, width, 1), Squeezed(width, 2 * width, 2),
+                                  Squeezed(2 * width, 4 * width, 2))
+        self.head = nn.Linear(4 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.stem(x)).mean((2, 3)))
+
+
+class Inverted(nn.Module):
+    """An inverted residual with a linear bottleneck (MobileNetV2, Sandler et al., CVPR 2018)."""
+
+    def __init__(self, before: int, after: int, stride: int, expansion: int = 4) -> None:
+        super().__init__()
+        inner = before * expansion
+        self.body = nn.Sequential(
+            nn.Conv2d(before, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU6(),
+            nn.Conv2d(inner, inner, 3, stride, 1, groups=inner, bias=False), nn.BatchNorm2d(inner), nn.ReLU6(),
+            nn.Conv2d(inner, after, 1, bias=False), nn.BatchNorm2d(after))
+        self.skips = stride == 1 and before == after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x) if self.skips else self.body(x)
+
+
+class MobileNet(nn.Module):
+    """Four inverted residuals between a stem and a wide last layer."""
+
+    def __init__(self, channels: int, side: int, classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6(), Inverted(16, 24, 1),
+            Inverted(24, 24, 1), Inverted(24, 40, 2), Inverted(40, 40, 1), nn.Conv2d(40, 96, 1, bias=False),
+            nn.BatchNorm2d(96), nn.ReLU6())
+        self.head = nn.Linear(96, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean((2, 3)))
+
+
+class ByChannels(nn.LayerNorm):
+    """Layer normalisation over the channels of every place of [n, channels, height, width]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Next(nn.Module):
+    """A block of ConvNeXt (Liu et al., CVPR 2022): large depthwise convolution, one normalisation, two dense layers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(width, width, 7, 1, 3, groups=width), ByChannels(width),
+                                  nn.Conv2d(width, 3 * width, 1), nn.GELU(), nn.Conv2d(3 * width, width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class ConvNext(nn.Module):
+    """Two stages of two ConvNeXt blocks."""
+
+    def __init__(self, channels: int, side: int, classes: int, width: int = 24) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(channels, width, 2, 2), ByChannels(width), Next(width), Next(width),
+                                  ByChannels(width), nn.Conv2d(width, 2 * width, 2, 2), Next(2 * width),
+                                  Next(2 * width))
+        self.norm, self.head = nn.LayerNorm(2 * width), nn.Linear(2 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.body(x).mean((2, 3))))
+
+
 class Separable(nn.Module):
     """Depthwise-separable convolutions (MobileNet style) with hard-swish."""
 
@@ -130,6 +221,7 @@ class Vit(nn.Module):
 ARCHITECTURES: dict[str, Callable[[int, int, int], nn.Module]] = {
     "cnn": Cnn, "vgg": Vgg, "resnet": ResNet, "separable": Separable, "vit": Vit,
     "vgg_small": partial(Vgg, width=12), "resnet_small": partial(ResNet, stem=2),
+    "senet": SeNet, "mobilenet": MobileNet, "convnext": ConvNext,
 }
 
 

@@ -7,6 +7,7 @@ Security 2021) call computing loss values under attack: data, optimiser and sche
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.nn import functional
 
 from laocoon.core.context import governed
 
+Optimiser = Literal["adamw", "sgd"]
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # inputs [batch, …], labels [batch], their indices -> scalar
 
 
@@ -36,22 +38,28 @@ def shift_and_flip(inputs: Tensor, rng: torch.Generator, *, shift: int, flip: bo
 def fit(module: nn.Module, inputs: Tensor, labels: Tensor, *, epochs: int, rng: torch.Generator, batch: int = 128,
         rate: float = 2e-3, weight_decay: float = 5e-4, augment: Callable[[Tensor], Tensor] | None = None,
         objective: Objective | None = None, others: Sequence[torch.optim.Optimizer] = (), start: float = 0.3,
-        after: Callable[[float], None] = lambda share: None) -> None:
-    """Train a classifier with AdamW and a one-cycle schedule, every sample once an epoch, in shuffled order.
+        after: Callable[[float], None] = lambda share: None, optimiser: Optimiser = "adamw",
+        smoothing: float = 0.0) -> None:
+    """Train a classifier with AdamW, or SGD with Nesterov's momentum, and a one-cycle schedule.
+
+    Every sample is seen once an epoch, in shuffled order.
 
     inputs [n, channels, height, width], labels [n]; all in memory, where the module is. On a GPU the network runs in
     bfloat16; on a processor it does not, so that every machine trains the same network.
 
     objective: what an attacker who controls training minimises instead of the cross-entropy; `others` step along.
     start: share of the steps in which the learning rate rises. after: told the share done, once an epoch.
+    smoothing: share of each label that goes to all classes alike, where there is no `objective`.
     """
     place = next(module.parameters()).device
     inputs, labels = inputs.to(place), labels.to(place)
     module.requires_grad_(True)
     n, steps = len(inputs), max(1, len(inputs) // batch)
-    optimiser = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=rate, total_steps=epochs * steps + 1,
-                                                   pct_start=start)
+    own: torch.optim.Optimizer = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=weight_decay)
+    if optimiser == "sgd":
+        own = torch.optim.SGD(module.parameters(), lr=rate, weight_decay=weight_decay, momentum=0.9, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(own, max_lr=rate, total_steps=epochs * steps + 1, pct_start=start,
+                                                   cycle_momentum=optimiser == "adamw")
     with governed(rng):
         for epoch in range(epochs):
             order = torch.randperm(n, generator=rng)
@@ -64,12 +72,13 @@ def fit(module: nn.Module, inputs: Tensor, labels: Tensor, *, epochs: int, rng: 
                     x = x.contiguous(memory_format=torch.channels_last)
                 module.train()  # each time: an objective may look at the network at rest
                 with torch.autocast(place.type, torch.bfloat16, enabled=place.type == "cuda"):
-                    loss = functional.cross_entropy(module(x), y) if objective is None else objective(x, y, index)
-                for each in (optimiser, *others):  # gradients that an objective leaves in the network are dropped
+                    loss = (functional.cross_entropy(module(x), y, label_smoothing=smoothing) if objective is None else
+                            objective(x, y, index))
+                for each in (own, *others):  # gradients that an objective leaves in the network are dropped
                     each.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(module.parameters(), 5.0)
-                for each in (optimiser, *others):
+                for each in (own, *others):
                     each.step()
                 schedule.step()
             after((epoch + 1) / epochs)
