@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -11,6 +16,7 @@ from torch import Tensor, nn
 
 from laocoon import load_model
 from laocoon.core.errors import InputError
+from laocoon.files.keras_config import refused
 from laocoon.modalities.raw import ModelOptions
 
 torchvision = pytest.importorskip("torchvision")
@@ -139,3 +145,61 @@ def test_attention_traced_without_gradients(way: str, tmp_path: Path) -> None:
     got = subject.outputs(x).logits
     assert torch.allclose(got, wanted, atol=1e-5)
     assert float(torch.autograd.grad(got.sum(), x)[0].abs().max()) > 0
+
+
+class OfItsInput(nn.Module):
+    """A normalisation whose shape is read off the input, as Keras writes it."""
+
+    def __init__(self, *, scaled: bool) -> None:
+        super().__init__()
+        self.first, self.head, self.scaled = nn.Conv2d(3, 8, 8, 8), nn.Linear(8, 5), scaled
+        self.scale, self.shift = nn.Parameter(torch.rand(8)), nn.Parameter(torch.rand(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).mean((2, 3))
+        own = (self.scale, self.shift) if self.scaled else ()
+        return self.head(nn.functional.layer_norm(x, x.shape[-1:], *own))  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("scaled", [True, False])
+def test_a_normalisation_whose_shape_is_read_off_its_input(scaled: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = OfItsInput(scaled=scaled).eval()
+    torch.jit.trace(module, batch()).save(str(tmp_path / "m.pt"))
+    subject = load_model(tmp_path / "m.pt", options=SIZE)
+    with torch.no_grad():
+        assert torch.allclose(subject.outputs(batch()).logits, module(batch()), atol=1e-5)
+
+
+@pytest.mark.parametrize(("module", "name", "allowed"), [
+    ("keras.src.applications.convnext", "LayerScale", True), ("keras.src.applications.convnext", "subprocess", False),
+    ("vendor.convnext", "LayerScale", False), ("keras.src.applications", "LayerScale", False)])
+def test_layers_of_keras_s_own_networks_where_they_are(module: str, name: str, allowed: bool) -> None:
+    config = {"module": module, "class_name": name, "config": {}, "registered_name": name}
+    assert (refused(config) == []) is allowed
+
+
+SMALL_NEXT = """
+import sys, keras, numpy
+from keras.src.applications.convnext import LayerScale
+inside = keras.Input((32, 32, 3))
+x = keras.layers.Conv2D(8, 8, 8)(inside)
+x = x + LayerScale(0.5, 8)(keras.layers.LayerNormalization()(x))
+x = keras.layers.LayerNormalization()(keras.layers.GlobalAveragePooling2D()(x))
+model = keras.Model(inside, keras.layers.Dense(4)(x))
+model.save(sys.argv[1])
+pictures = numpy.random.default_rng(0).random((3, 32, 32, 3), dtype="float32")
+numpy.savez(sys.argv[2], x=pictures, y=keras.ops.convert_to_numpy(model(pictures)))
+"""
+
+
+@pytest.mark.skipif(find_spec("keras") is None, reason="needs keras")
+def test_a_keras_network_with_layer_scale(tmp_path: Path) -> None:
+    file, answers = tmp_path / "m.keras", tmp_path / "answers.npz"
+    subprocess.run([sys.executable, "-c", SMALL_NEXT, str(file), str(answers)], check=True, capture_output=True,
+                   env={**os.environ, "KERAS_BACKEND": "torch"})
+    subject = load_model(file, options=SIZE)
+    with np.load(answers) as given, torch.no_grad():
+        x = torch.from_numpy(given["x"]).permute(0, 3, 1, 2)
+        assert torch.allclose(subject.outputs(x).logits, torch.from_numpy(given["y"]), atol=1e-5)

@@ -36,6 +36,9 @@ Sequential Functional Model
 )
 _VALUES = ("keras.initializers", "keras.regularizers", "keras.constraints", "keras.dtype_policies", "keras.optimizers",
            "keras.losses", "keras.metrics")
+# Layers of Keras's own published networks, where they are: they have no other home.
+_APPLICATIONS = {"keras.src.applications.convnext": ("LayerScale", "StochasticDepth"),
+                 "keras.applications.convnext": ("LayerScale", "StochasticDepth")}
 _OPERATIONS = ("keras.src.ops.numpy", "keras.src.ops.nn")
 _MODULES = (
     "keras.layers",
@@ -92,6 +95,8 @@ def _judge(name: str, value: Mapping[str, Any], inside: bool) -> list[str]:
         return [] if name.isidentifier() and name != "function" else [where]
     if module in _OPERATIONS:
         return [] if name.isidentifier() else [where]
+    if name in _APPLICATIONS.get(module, ()):
+        return []
     if name in LAYERS and (module in _MODULES or module.startswith(("keras.src.layers.", "keras.src.models."))):
         return []
     return [where]

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch.onnx import symbolic_helper
 
-OPSET = 13
+OPSET = 17  # of LayerNormalization; the exporter writes 17 or higher
 
 
 def register() -> None:
     """Tell the exporter; doing so twice does no harm."""
-    for name, symbolic in (("unflatten", unflatten), ("_native_multi_head_attention", fused_attention),
-                           ("_transformer_encoder_layer_fwd", fused_encoder_layer)):
+    ours = {"unflatten": unflatten, "layer_norm": layer_norm, "_native_multi_head_attention": fused_attention,
+            "_transformer_encoder_layer_fwd": fused_encoder_layer}
+    for name, symbolic in ours.items():
         torch.onnx.register_custom_op_symbolic(f"aten::{name}", symbolic, OPSET)
 
 
@@ -35,6 +36,17 @@ def unflatten(g: Any, x: Any, axis: int, sizes: Any) -> Any:
     result = g.op("Reshape", x, g.op("Concat", *wanted, axis_i=0))
     result.setType(x.type().with_sizes([None] * (rank - 1 + len(parts))))
     return result
+
+
+@symbolic_helper.parse_args("v", "v", "v", "v", "f", "v")
+def layer_norm(g: Any, x: Any, shape: Any, weight: Any, bias: Any, eps: float, cudnn: Any) -> Any:
+    """aten::layer_norm whose shape may be read off the input, as Keras does: the number of axes is all that counts."""
+    axes = len(list(shape.node().inputs())) or len(symbolic_helper._maybe_get_const(shape, "is"))
+    if symbolic_helper._is_none(weight):
+        last = g.op("Slice", g.op("Shape", x), _whole(g, [-axes]), _whole(g, [2**31]))
+        weight = g.op("Expand", _number(g, 1.0), last)
+    more = [] if symbolic_helper._is_none(bias) else [bias]
+    return g.op("LayerNormalization", x, weight, *more, axis_i=-axes, epsilon_f=eps).setType(x.type())
 
 
 @symbolic_helper.parse_args("v", "v", "v", "i", "i", "v", "v", "v", "v", "v", "b", "b", "v")

@@ -8,7 +8,8 @@ import unicodedata
 
 def printable(text: object, limit: int = 160) -> str:
     """One line without control characters or terminal escapes, at most `limit` characters."""
-    clean = re.sub(r"\s+", " ", "".join(c if c.isprintable() or c.isspace() else "�" for c in str(text))).strip()
+    plain = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", str(text))  # a library's colours: whole, not their first byte
+    clean = re.sub(r"\s+", " ", "".join(c if c.isprintable() or c.isspace() else "�" for c in plain)).strip()
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 

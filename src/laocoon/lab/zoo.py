@@ -179,7 +179,7 @@ EXTRA_CLEAN: dict[str, tuple[str, ...]] = {"mnist": ("resnet_small",) * 8}
 # Clean references of other kinds than the plan's: what people deploy is trained in many ways and mostly has branches.
 VARIED = ("resnet_small", "senet", "mobilenet", "convnext")
 VARIED_DATA = ("mnist", "cifar10")
-VARIED_COUNT = 24  # of each data set
+VARIED_COUNT = 16  # of each data set: every network trained in every manner
 MORE_DATA = ("mnist", "cifar10")  # one specimen of every later attack in the fusion and in the sealed split
 
 
