@@ -6,6 +6,7 @@ out here, the graph has gradients. `g` is the exporter's graph, other arguments 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ OPSET = 17  # of LayerNormalization; the exporter writes 17 or higher
 
 def register() -> None:
     """Tell the exporter; doing so twice does no harm."""
-    ours = {"unflatten": unflatten, "layer_norm": layer_norm, "_native_multi_head_attention": fused_attention,
-            "_transformer_encoder_layer_fwd": fused_encoder_layer}
+    ours: dict[str, Callable[..., Any]] = {
+        "unflatten": unflatten, "layer_norm": layer_norm, "_native_multi_head_attention": fused_attention,
+        "_transformer_encoder_layer_fwd": fused_encoder_layer}
     for name, symbolic in ours.items():
         torch.onnx.register_custom_op_symbolic(f"aten::{name}", symbolic, OPSET)
 
