@@ -72,7 +72,8 @@ def fixed_onnx(module: nn.Module, x: Tensor, folder: Path) -> Path:
 
 
 def script(module: nn.Module, x: Tensor, folder: Path) -> Path:
-    torch.jit.trace(module, x, check_trace=False).save(str(folder / "m.pt"))
+    with torch.no_grad():  # as most do: attention is then one fused operator
+        torch.jit.trace(module, x, check_trace=False).save(str(folder / "m.pt"))
     return folder / "m.pt"
 
 
