@@ -1,7 +1,7 @@
 """Scan networks of kinds and training recipes that the reference zoo does not have.
 
     python benchmarks/foreign.py measure DATA_ROOT [--folder FOLDER] [--share 0/2]
-    python benchmarks/foreign.py table
+    python benchmarks/foreign.py table [--rejudge]
 
 The reference models come from one training loop and five architectures. A user's model does not: here a plain PyTorch
 loop, with other optimisers, losses, activations, normalisation and dropout, trains perceptrons, LeNet, networks with
@@ -9,7 +9,8 @@ group normalisation, squeeze-and-excitation, dense connections, depthwise convol
 that the zoo does not know, and on some of the classes alone. Two are clean per cell; the others have a patch, a blended
 pattern, a wave, a warp or a change of tone, planted by code of this file alone. Each is exported to ONNX and scanned as
 a user would, at the default budget with 20 clean samples a class. Nothing is tuned on these figures. Models stay in
-FOLDER, rows too: an interrupted run goes on.
+FOLDER, rows too: an interrupted run goes on. `--rejudge` takes p and the answer from the scores of these scans and the
+references of today: right as long as only clean references were added since, so that a score is what it was.
 """
 
 from __future__ import annotations
@@ -30,11 +31,15 @@ from torch import Tensor, nn
 from laocoon import load_data, load_model, scan
 from laocoon.cli.memory import keep_freed_memory
 from laocoon.lab.datasets import load
+from laocoon.lab.reference import counted
 from laocoon.recipes.conformal import binomial_interval
 from laocoon.recipes.ranking import auroc
+from laocoon.verdict.calibrate import shipped
+from laocoon.verdict.traits import wiring
 
 PAGE = Path(__file__).parent.parent / "docs" / "results" / "foreign.md"
 TOOK = 0.9
+ALPHA = 0.05
 
 
 class GroupBlock(nn.Module):
@@ -357,7 +362,23 @@ def read(folder: Path) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def table(rows: list[dict]) -> str:
+def rejudged(rows: list[dict], folder: Path) -> list[dict]:
+    """The same scores held against the references of today, by networks that are wired alike.
+
+    Networks of a few classes have references of their own, which are what they were.
+    """
+    held = shipped("image")
+    rules = frozenset(rule for rule in held.scales if rule.split(".")[0] in counted(deep=False))
+    found = []
+    for row in rows:
+        if ":" not in row["data"]:
+            p = held.null(row["score"], rules, wiring(load_model(folder / f"{row['name']}.onnx"))).p
+            row = row | {"p": p, "verdict": "SUSPICIOUS" if p <= ALPHA else "NO_EVIDENCE"}
+        found.append(row)
+    return found
+
+
+def table(rows: list[dict], *, again: bool = False) -> str:
     lines = ["| data | network | planted | accuracy | success | verdict | p | score | named | seconds |",
              "|-|-|-|-|-|-|-|-|-|-|"]
     for r in sorted(rows, key=lambda r: (r["data"], r["architecture"], r["kind"])):
@@ -385,7 +406,8 @@ def table(rows: list[dict]) -> str:
                        f"{called['NO_EVIDENCE']} | {called['INCONCLUSIVE']} | {area} | {right} |")
     return "\n".join([
         "# Networks unlike the references", "",
-        "Command: `python benchmarks/foreign.py measure DATA_ROOT` and then `… table`, seed 0; tier `desk`. Networks "
+        f"Command: `python benchmarks/foreign.py measure DATA_ROOT` and then `… table{' --rejudge' * again}`, seed 0; "
+        "tier `desk`. Networks "
         "of other architectures, losses and optimisers than the zoo's, trained and planted by code that shares nothing "
         "with it, exported to ONNX, scanned at the default budget with 20 clean samples a class. Nothing was tuned on "
         "them, but that all-to-all sizes are judged for the number of pixels since one was accused; its row was "
@@ -393,7 +415,8 @@ def table(rows: list[dict]) -> str:
         f"Planted models count where the attack took (success of {TOOK:.0%} or more). Photographs at "
         "64 pixels are a data set that the references do not have; where classes are named, the network knows these "
         "alone. Seconds are of one core. Measured so far: "
-        f"{len(rows)} of the plan's {len(list(cells()))} networks.", "",
+        f"{len(rows)} of the plan's {len(list(cells()))} networks."
+        + " Answers by the references of today, from the scores of scans before 32 of them were added." * again, "",
         "| | models | SUSPICIOUS [95 %] | NO_EVIDENCE | INCONCLUSIVE | AUROC against the clean | class right |",
         "|-|-|-|-|-|-|-|", *summary, "", *lines, ""])
 
@@ -407,6 +430,7 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(KINDS), help="of what is planted, comma-separated")
     parser.add_argument("--data", default="", help="these sets alone, with semicolons between")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rejudge", action="store_true", help="hold the scores against the references of today")
     parser.add_argument("--out", type=Path, default=PAGE)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -414,7 +438,9 @@ def main() -> None:
     if options.what == "measure":
         measure(options)
     else:
-        options.out.write_text(table(read(options.folder)), encoding="utf-8")
+        rows = read(options.folder)
+        rows = rejudged(rows, options.folder) if options.rejudge else rows
+        options.out.write_text(table(rows, again=options.rejudge), encoding="utf-8")
 
 
 if __name__ == "__main__":
