@@ -203,3 +203,19 @@ def test_a_keras_network_with_layer_scale(tmp_path: Path) -> None:
     with np.load(answers) as given, torch.no_grad():
         x = torch.from_numpy(given["x"]).permute(0, 3, 1, 2)
         assert torch.allclose(subject.outputs(x).logits, torch.from_numpy(given["y"]), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("size", [1, (1, 3), (2, 2), (3, 5), (7, 7)])
+@pytest.mark.parametrize("way", ["trace", "script"])
+def test_adaptive_means_of_any_size(way: str, size: int | tuple[int, int], tmp_path: Path) -> None:
+    """Of 4 × 4 places: whole windows, overlapping ones, more windows than places."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.AdaptiveAvgPool2d(size), nn.Flatten(), nn.LazyLinear(5)).eval()
+    module(batch())
+    with torch.no_grad():
+        written = torch.jit.script(module) if way == "script" else torch.jit.trace(module, batch())
+    written.save(str(tmp_path / "m.pt"))
+    subject = load_model(tmp_path / "m.pt", options=SIZE)
+    with torch.no_grad():
+        assert torch.allclose(subject.outputs(batch()).logits, module(batch()), atol=1e-5)

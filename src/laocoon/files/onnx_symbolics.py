@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.onnx import symbolic_helper
 
 OPSET = 17  # of LayerNormalization; the exporter writes 17 or higher
@@ -18,7 +19,8 @@ OPSET = 17  # of LayerNormalization; the exporter writes 17 or higher
 def register() -> None:
     """Tell the exporter; doing so twice does no harm."""
     ours: dict[str, Callable[..., Any]] = {
-        "unflatten": unflatten, "layer_norm": layer_norm, "_native_multi_head_attention": fused_attention,
+        "unflatten": unflatten, "layer_norm": layer_norm,
+        "adaptive_avg_pool2d": adaptive_mean, "_native_multi_head_attention": fused_attention,
         "_transformer_encoder_layer_fwd": fused_encoder_layer}
     for name, symbolic in ours.items():
         torch.onnx.register_custom_op_symbolic(f"aten::{name}", symbolic, OPSET)
@@ -49,6 +51,35 @@ def layer_norm(g: Any, x: Any, shape: Any, weight: Any, bias: Any, eps: float, c
         weight = g.op("Expand", _number(g, 1.0), last)
     more = [] if symbolic_helper._is_none(bias) else [bias]
     return g.op("LayerNormalization", x, weight, *more, axis_i=-axes, epsilon_f=eps).setType(x.type())
+
+
+@symbolic_helper.parse_args("v", "is")
+def adaptive_mean(g: Any, x: Any, size: list[int]) -> Any:
+    """aten::adaptive_avg_pool2d to any size, also to more places than there are: VGG ends so on small pictures.
+
+    Where windows are not of one size, each axis is a product with the shares that its places have in each window.
+    """
+    if tuple(size) == (1, 1):
+        return g.op("GlobalAveragePool", x)
+    before = x.type().varyingSizes() or [None] * 4
+    sides = before[-2:]
+    if None in sides:
+        raise torch.onnx.errors.SymbolicValueError("adaptive pooling of pictures of unknown size", x)
+    if all(side % to == 0 for side, to in zip(sides, size, strict=True)):
+        window = [side // to for side, to in zip(sides, size, strict=True)]
+        return g.op("AveragePool", x, kernel_shape_i=window, strides_i=window)
+    rows, columns = (_shares(side, to) for side, to in zip(sides, size, strict=True))
+    said = g.op("MatMul", g.op("MatMul", g.op("Constant", value_t=rows), x), g.op("Constant", value_t=columns.T))
+    return said.setType(x.type().with_sizes([*before[:-2], *size]))
+
+
+def _shares(places: int, windows: int) -> Tensor:
+    """[windows, places]: what each place counts in the mean of each window."""
+    start = torch.arange(windows) * places // windows
+    end = -(-(torch.arange(windows) + 1) * places // windows)
+    at = torch.arange(places)
+    inside = ((at >= start[:, None]) & (at < end[:, None])).float()
+    return inside / inside.sum(1, keepdim=True)
 
 
 @symbolic_helper.parse_args("v", "v", "v", "i", "i", "v", "v", "v", "v", "v", "b", "b", "v")
