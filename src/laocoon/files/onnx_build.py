@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from laocoon.files.onnx_graph import Conditional, GraphModule, Step, to_device_o
 from laocoon.files.onnx_layers import Activation, Operator, activation_for, layer_for
 from laocoon.files.onnx_node import Node, decode, tensor_of
 from laocoon.files.onnx_operators import OPERATORS, SCALARS_ONLY, STEERING, VIEWS, Function
+from laocoon.files.onnx_sequences import Sequences
 
 assert onnx_shapes.OPERATORS is onnx_signal.OPERATORS is onnx_quantised.OPERATORS  # their imports fill the table
 
@@ -101,7 +102,7 @@ class Builder:
             self.constants.pop(name, None)
             self._slot(name)
         self._check_names()
-        for node in self._fused([decode(p, self.opset, i) for i, p in enumerate(self.graph.node)]):
+        for node in self._fused(decode(p, self.opset, i) for i, p in enumerate(self.graph.node)):
             self.nodes.append(node)
         for constant in self.constants.values():
             parts = constant.origin.split(".")[:-1]
@@ -131,10 +132,11 @@ class Builder:
                     )
             known.update(proto.output)
 
-    def _fused(self, nodes: list[Node]) -> list[Node]:
+    def _fused(self, nodes: Iterable[Node]) -> list[Node]:
         """Fold constant nodes; join MatMul with the Add of its bias, so that it becomes one linear layer."""
         live = []
-        for node in nodes:
+        sequences = Sequences(lambda name: self.constants[name].value if name in self.constants else None)
+        for node in (plain for each in nodes for plain in sequences.resolved(each)):
             self._check_supported(node)
             if not self._folded(node):
                 live.append(node)
