@@ -6,8 +6,9 @@ known before the graph runs (a split into parts of one size) can be joined again
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ class Sequences:
         if node.op == "ConcatFromSequence":
             return self._joined(node)
         if node.op == "SequenceLength":
-            return [_made(node, "Constant", (), value=torch.tensor(len(self._names(node))))]
+            return [_made(node, "Constant", (), {"value": torch.tensor(len(self._names(node)))})]
         if node.op in ("SequenceConstruct", "SequenceEmpty"):
             names = node.inputs
         else:
@@ -139,8 +140,9 @@ class Sequences:
             more = [Node("Unsqueeze", "", node.name, 11, (name,), (new,), {"axes": (axis,)})
                     for name, new in zip(names, wide, strict=True)]
             names = wide
-        return [*more, _made(node, "Concat", names, axis=axis)]
+        return [*more, _made(node, "Concat", names, {"axis": axis})]
 
 
-def _made(node: Node, op: str, inputs: tuple[str, ...], **attributes: object) -> Node:
+def _made(node: Node, op: str, inputs: tuple[str, ...],
+          attributes: Mapping[str, object] = MappingProxyType({})) -> Node:
     return Node(op, "", node.name, node.opset, inputs, node.outputs[:1], attributes)
