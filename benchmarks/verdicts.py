@@ -1,10 +1,12 @@
 """Whole scans of the zoo's models, as a user runs them: verdicts, the share that is INCONCLUSIVE, seconds.
 
-    python benchmarks/verdicts.py DATA_ROOT [--zoo FOLDER] [--split sealed] [--each N] [--rows FILE] [--out FILE.md]
+    python benchmarks/verdicts.py DATA_ROOT [--zoo FOLDER] [--split sealed] [--each N]
+        [--subsets few|several] [--rows FILE] [--out FILE.md]
 
 `laocoon lab zoo table` judges the statistics that were measured; this runs all that `scan` does, the methods that
 do not count and the verification included, on the first N specimens by digest of every data set, clean and planted
-(attack success of 90 % or more) each. Rows are kept, so that an interrupted run goes on. Seconds are of the processor.
+(attack success of 90 % or more) each. Networks of few classes are asked for apart. Rows are kept, so that an
+interrupted run goes on. Seconds are of the processor.
 """
 
 from __future__ import annotations
@@ -28,15 +30,15 @@ from laocoon.verdict.scan import scan
 VERDICTS = ("SUSPICIOUS", "NO_EVIDENCE", "INCONCLUSIVE")
 
 
-def chosen(folder: Path, split: str, each: int) -> list[Specimen]:
-    """The first `each` clean and planted specimens of every data set, by digest."""
+def chosen(folder: Path, split: str, each: int, subsets: str) -> list[Specimen]:
+    """The first `each` clean and planted specimens of every data set, by digest; subsets count for their source."""
     seen: Counter[tuple[str, bool]] = Counter()
     found = []
     for specimen in specimens(folder, split):  # type: ignore[arg-type]
         kind = specimen.specification.kind
-        if kind != "clean" and specimen.facts["attack_success"] < 0.9:
+        if specimen.specification.plan != subsets or (kind != "clean" and specimen.facts["attack_success"] < 0.9):
             continue
-        cell = (specimen.specification.data, kind == "clean")
+        cell = (specimen.specification.source, kind == "clean")
         seen[cell] += 1
         if seen[cell] <= each:
             found.append(specimen)
@@ -81,6 +83,7 @@ def main() -> None:
     parser.add_argument("--split", default="sealed")
     parser.add_argument("--each", type=int, default=6)
     parser.add_argument("--budget", default="default")
+    parser.add_argument("--subsets", default="", help="few or several: of two and three, or four to seven classes")
     parser.add_argument("--rows", type=Path)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -89,7 +92,7 @@ def main() -> None:
     kept = options.rows.read_text().splitlines() if options.rows and options.rows.exists() else []
     rows = [json.loads(line) for line in kept]
     done = {row["digest"] for row in rows}
-    for specimen in chosen(options.zoo, options.split, options.each):
+    for specimen in chosen(options.zoo, options.split, options.each, options.subsets):
         if specimen.folder.name in done:
             continue
         rows.append(one(specimen, options.data_root, options.zoo / "data", options.budget))
@@ -98,6 +101,7 @@ def main() -> None:
             with options.rows.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
     command = f"python benchmarks/verdicts.py DATA_ROOT --split {options.split} --each {options.each}"
+    command += f" --subsets {options.subsets}" if options.subsets else ""
     text = page(rows, command)
     print(text)
     if options.out:

@@ -109,6 +109,9 @@ def markdown(folder: Path, split: Split, deep: bool, *, subsets: str = "") -> st
     for kind in [k for k in KINDS if k in seen] if len(seen) > 1 else []:
         rest = [j for j in took if j.row.kind in ALL_TO_ONE and j.row.kind != kind]
         lines.append(_line(f"all-to-one without {kind}", rest, clean))
+    others = [j for j in took if j.row.kind in KINDS and j.row.kind not in ALL_TO_ONE]
+    if len({j.row.kind for j in others}) > 1:
+        lines.append(_line("source-specific and all-to-all, pooled", others, clean))
     later = [j for j in took if j.row.kind in MORE and j.row.targets]
     lines += [_line("later attacks, pooled", later, clean)] if later else []
     lines += [_line(kind, pick(kind), clean) for kind in EVERY if pick(kind)]
