@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -219,3 +220,20 @@ def test_adaptive_means_of_any_size(way: str, size: int | tuple[int, int], tmp_p
     subject = load_model(tmp_path / "m.pt", options=SIZE)
     with torch.no_grad():
         assert torch.allclose(subject.outputs(batch()).logits, module(batch()), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["LevitForImageClassification", "LevitForImageClassificationWithTeacher", 7])
+def test_a_model_type_with_several_classes_is_the_one_that_its_folder_names(kind: str | int, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LevitConfig(image_size=32, hidden_sizes=[16, 24, 32], num_attention_heads=[2, 2, 2],
+                                      depths=[1, 1, 1], key_dim=[4, 4, 4], num_labels=5)
+    torch.manual_seed(0)
+    named = kind if isinstance(kind, str) else "LevitForImageClassification"
+    module = getattr(transformers, named)(config).eval()
+    module.save_pretrained(tmp_path / "m")
+    if isinstance(kind, int):  # no name at all: the first of its classes
+        told = json.loads((tmp_path / "m" / "config.json").read_text())
+        (tmp_path / "m" / "config.json").write_text(json.dumps({**told, "architectures": kind}))
+    subject = load_model(tmp_path / "m", options=SIZE)
+    with torch.no_grad():
+        assert torch.allclose(subject.outputs(batch()).logits, module(batch()).logits, atol=1e-5)

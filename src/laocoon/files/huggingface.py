@@ -146,6 +146,8 @@ def built(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], 
     if not isinstance(kind, str):
         raise InputError(f"{folder.name}/config.json names no model_type.", f"Only {what} are examined.")
     kept = {k: v for k, v in config.items() if k not in _DROPPED}
+    named = config.get("architectures")  # chooses among transformers' own classes, where a model_type has several
+    kept["architectures"] = [n for n in named if isinstance(n, str)] if isinstance(named, list) else []
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
