@@ -237,3 +237,24 @@ def test_a_model_type_with_several_classes_is_the_one_that_its_folder_names(kind
     subject = load_model(tmp_path / "m", options=SIZE)
     with torch.no_grad():
         assert torch.allclose(subject.outputs(batch()).logits, module(batch()).logits, atol=1e-5)
+
+
+class OfOne(nn.Module):
+    """Takes one picture at a time, and says so in its code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 4, 8, 8), nn.Linear(64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.first(x)).view(1, -1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_script_of_one_picture(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = OfOne().eval()
+    torch.jit.trace(module, batch()[:1]).save(str(tmp_path / "m.pt"))
+    subject = load_model(tmp_path / "m.pt", options=SIZE)
+    with torch.no_grad():
+        assert torch.allclose(subject.outputs(batch()).logits, torch.cat([module(x[None]) for x in batch()]), atol=1e-5)

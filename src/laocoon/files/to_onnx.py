@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -41,15 +42,17 @@ def example_for(
     candidates = [tuple(size)] if size else [(s, s) for s in SIZES]
     good: list[Tensor] = []
     reason = ""
-    for h, w in candidates:
-        for layout in layouts:
-            x = torch.rand(2, channels, h, w) if layout == "NCHW" else torch.rand(2, h, w, channels)
+    for count in (2, 1):  # scripts traced with one picture may take no more
+        for (h, w), layout in itertools.product(candidates, layouts):
+            x = torch.rand(count, channels, h, w) if layout == "NCHW" else torch.rand(count, h, w, channels)
             try:
                 with torch.no_grad():
                     run(x)
                 good.append(x)
             except _ERRORS as error:
                 reason = reason or first_line(error)
+        if good:
+            break
     if not good:
         flat = next((s for s in shapes.values() if len(s) == 2), None)
         if flat is not None and not size:
@@ -88,14 +91,18 @@ def _row_for(run: Callable[[Tensor], Any], shapes: Mapping[str, Sequence[int]], 
 
 
 def export(module: nn.Module, example: Tensor, target: Path) -> None:
-    """Write `target`, batch norm and names kept. Tracing first: quick, and it also takes TorchScript."""
+    """Write `target`, batch norm and names kept. Tracing first: quick, and it also takes TorchScript.
+
+    An example of one picture is all that the program takes: the graph's batch is fixed, too.
+    """
     module.eval()
+    free = {"input": {0: "batch"}} if len(example) > 1 else None
     onnx_symbolics.register()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
             torch.onnx.export(module, (example,), str(target), dynamo=False, input_names=["input"],
-                              dynamic_axes={"input": {0: "batch"}}, do_constant_folding=False,
+                              dynamic_axes=free, do_constant_folding=False,
                               training=torch.onnx.TrainingMode.PRESERVE)
         except (*_ERRORS, torch.onnx.errors.OnnxExporterError) as first:
             if isinstance(module, torch.jit.ScriptModule):
